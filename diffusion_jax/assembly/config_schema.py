@@ -182,6 +182,7 @@ KEYS: dict[str, Rule] = {
     "model.rms_norm": flag(),
     "model.qk_norm": choice("none", "rms", "layer"),
     "model.swiglu": flag(),
+    "model.dual_attention": sequence(integer(0, 127), most=128),
     "model.rope": flag(),
     "model.absolute_positions": flag(),
     "model.in_context": flag(),

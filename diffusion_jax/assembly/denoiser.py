@@ -183,10 +183,11 @@ def _perturbed(
     if not hasattr(experiment.model, how):
         raise UserError(
             f"config.sampler.guide: {experiment.specs.model} has no self-attention blocks to "
-            "perturb; pag and slg are for unet.UNet, dit.DiT and sd_unet.SDUNet, slg also for "
-            "mmdit.MMDiT"
+            "perturb; pag and slg are for unet.UNet, dit.DiT, mmdit.MMDiT and sd_unet.SDUNet"
         )
     known = sorted(name for name, own in params.items() if _attends(own))
+    if known == ["blocks"]:  # those of a loop (scan_blocks), along the first axis of each leaf
+        known = [f"block_{i}" for i in range(len(jax.tree.leaves(params["blocks"])[0]))]
     for name in blocks:
         if name not in known:
             raise unknown("block of config.sampler.guide", name, known)
@@ -260,7 +261,7 @@ def is_guided(
     if is_neutral(experiment, scale):
         return False
     need_guidable(experiment, f"{key}={scale:g}")
-    return conditioned or not experiment.guide.condition
+    return conditioned or not experiment.guide.condition or bool(experiment.guide.away)
 
 
 def learns_null(config: ConfigDict) -> bool:

@@ -4,90 +4,28 @@
     apg(norm_threshold=5.0)                   cfg_zero(zero_init=0.04)
     autoguidance(ema="5k")                    autoguidance(workdir="runs/small")
     pag()                                     slg(blocks=("block_7", "block_8"))
+    cfg_with(pag(), scale=3.0)                cfg_with(interval(slg(...), high=3.0), scale=2.8)
     interval(low=0.3, high=3.0)               interval(autoguidance(step=300), high=3.0)
     classifier(workdir="runs/digits_classifier")    mean_shift(workdir="runs/digits_classifier")
 
-The mathematics is in guidance.py and projected.py. The scale is not part of a guide: it is
-config.sampler.guidance, a traced number, so that one compiled program serves every scale. A guide
-may need further trained networks. It only names them (`AuxiliaryModel`); the assembly loads them
-and passes them in a `GuidanceContext`.
+The mathematics is in guidance.py, combined.py and projected.py. The scale is not part of a guide:
+it is config.sampler.guidance, a traced number, so that one compiled program serves every scale. A
+guide may need further trained networks. It only names them (`AuxiliaryModel`); the assembly loads
+them and passes them in a `GuidanceContext`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Cond, Denoise, Prediction, Process
-from diffusion_jax.denoisers import guidance, projected
+from diffusion_jax.denoisers import combined, guidance, projected
+from diffusion_jax.denoisers.combined import Difference
 from diffusion_jax.denoisers.guidance import LogProb
-
-
-class AuxiliaryModel(NamedTuple):
-    """The name of a trained network that a guide needs besides the model itself.
-
-    Attributes:
-      workdir: where it was trained; '' is the run itself.
-      ema: which average of the weights; '' is the one that config.sampler.ema names there.
-      step: the training step of its checkpoint; 0 is the newest.
-    """
-
-    workdir: str = ""
-    ema: str = ""
-    step: int = 0
-
-
-class GuidanceContext(NamedTuple):
-    """The inputs of a guide besides the model's denoiser and the scale.
-
-    Attributes:
-      process: the process of x_t.
-      null: maps a condition to the null condition; None for an unconditional model.
-      denoiser: the denoiser of an auxiliary model.
-      classifier: the logits of an auxiliary classifier, a function (x_t, t) -> (B, classes).
-      perturbed: the denoiser of the model's own network with some of its self-attention blocks
-        perturbed, a function of their names and of 'identity_attention' or 'skipped'.
-    """
-
-    process: Process
-    null: Callable[[Cond], Cond] | None
-    denoiser: Callable[[AuxiliaryModel], Denoise]
-    classifier: Callable[[AuxiliaryModel], Callable[[Array, Array], Array]]
-    perturbed: Callable[[tuple[str, ...], str], Denoise]
-
-
-class Guide(NamedTuple):
-    """A guidance strategy.
-
-    Whether a model is guided at a scale is decided from these fields alone, by
-    assembly/denoiser.is_guided.
-
-    Attributes:
-      apply: a function (denoise, scale, context) -> the guided denoiser.
-      needs: the auxiliary models that it uses.
-      neutral: the scale at which the guided denoiser is `denoise` itself; None where there is no
-        such scale.
-      condition: the part of the condition that it guides by: 'any', 'label', or '' for none. A
-        guide with a condition refuses a model without that part, and does nothing where the
-        condition is the null condition.
-      null: whether it evaluates the model under the null condition, which a model learns only
-        through label dropout.
-      shifts_mean: whether its predictions hold a shift of the mean, which needs an ancestral
-        sampler.
-      still: (process, t) -> whether x_t does not move at the time t, (shape of t) bool, which
-        projected.still does after thresholding; None: it always moves.
-    """
-
-    apply: Callable[[Denoise, Array, GuidanceContext], Denoise]
-    needs: tuple[AuxiliaryModel, ...] = ()
-    neutral: float | None = 1.0
-    condition: str = ""
-    null: bool = False
-    shifts_mean: bool = False
-    still: Callable[[Process, Array], Array] | None = None
+from diffusion_jax.denoisers.strategy import AuxiliaryModel, GuidanceContext, Guide
 
 
 def cfg(rescale: float = 0.0) -> Guide:
@@ -195,7 +133,7 @@ def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float
         pair = guidance.model_pair(denoise, context.denoiser(worse))
         return _extrapolated(pair, scale, context, rescale)
 
-    return Guide(apply, (worse,))
+    return Guide(apply, (worse,), away=lambda context: combined.difference(context.denoiser(worse)))
 
 
 def pag(blocks: tuple[str, ...] = ("middle_attention",)) -> Guide:
@@ -243,7 +181,39 @@ def _perturbed(blocks: tuple[str, ...], how: str) -> Guide:
     def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
         return guidance.autoguidance(denoise, context.perturbed(blocks, how), scale)
 
-    return Guide(apply)
+    return Guide(apply, away=lambda context: combined.difference(context.perturbed(blocks, how)))
+
+
+def cfg_with(second: Guide = pag(), scale: float = 3.0) -> Guide:
+    """Classifier-free guidance and another guide (Ahn et al. 2024, section 5; SD 3.5 with slg).
+
+        unconditional + w (conditional - unconditional) + scale (conditional - worse)
+
+    The worse model has the condition, and is evaluated besides the two.
+
+    Args:
+      second: the guide whose worse model is led away from: `pag`, `slg` or `autoguidance`, which an
+        `interval` may limit.
+      scale: its scale s, which is 0 without it; 1 + s on its own.
+
+    Returns:
+      The guide, whose scale w is that of `cfg`.
+
+    Raises:
+      UserError: for a second guide without a worse model, and for a scale that is out of range.
+    """
+    need_ranges("cfg_with", scale=(scale, 0, 1000))
+    if not isinstance(second, Guide) or not second.away or second.condition:
+        raise UserError(
+            "cfg_with(second, ...): the second guide leads away from a worse model of the same "
+            "condition; use pag(), slg() or autoguidance(...), also within interval(...)"
+        )
+
+    def apply(denoise: Denoise, w: Array, context: GuidanceContext) -> Denoise:
+        pair = guidance.conditional_pair(denoise, context.null)
+        return combined.with_second(pair, w, second.away(context), scale)
+
+    return Guide(apply, second.needs, neutral=None, condition="any", null=True, away=second.away)
 
 
 def classifier(
@@ -359,7 +329,14 @@ def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf"))
         def still(process: Process, t: Array) -> Array:
             return guidance.inside(process, t, low, high) & guide.still(process, t)
 
-    return guide._replace(apply=apply, still=still)
+    away = None
+    if guide.away:
+
+        def away(context: GuidanceContext) -> Difference:
+            own = guide.away(context)
+            return combined.difference_inside(own, context.process, low, high)
+
+    return guide._replace(apply=apply, still=still, away=away)
 
 
 def _without_shift(denoise: Denoise) -> Denoise:
@@ -381,4 +358,4 @@ def _extrapolated(
 
 
 # The members of the family, which a config may name.
-GUIDES = (cfg, apg, cfg_zero, autoguidance, pag, slg, classifier, mean_shift, interval)
+GUIDES = (cfg, apg, cfg_zero, autoguidance, pag, slg, cfg_with, classifier, mean_shift, interval)

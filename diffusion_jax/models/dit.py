@@ -77,9 +77,9 @@ class DiT(nn.Module):
       attention_impl: see attention.multi_head.
       scan_blocks: runs the blocks in one loop, over parameters 'blocks' with a leading axis `depth`
         instead of 'block_0', ...; one block is compiled instead of all. For accelerators.
-      identity_attention: names of self-attention blocks whose attention map is the identity, for
+      identity_attention: names of blocks, 'block_0', ..., whose attention map is the identity, for
         perturbed-attention guidance (Ahn et al. 2024); parameters are not concerned.
-      skipped: names of self-attention blocks that are left out, for skip-layer guidance.
+      skipped: names of blocks that are left out, for skip-layer guidance.
       text: reads captions out of cond (models/text.py). Their pooled vector is added to the
         embedding of the condition, and every block attends to their states.
       rms_norm: see transformer.TransformerBlock.
@@ -272,14 +272,32 @@ class DiT(nn.Module):
         train: bool,
         angles: np.ndarray | None,
     ) -> Array:
+        """The blocks in one loop, in which those that guidance perturbs are flagged."""
+        names = [f"block_{i}" for i in range(self.depth)]
+        flags = {
+            how: jnp.array([name in getattr(self, how) for name in names])
+            for how in ("identity_attention", "skipped")
+            if getattr(self, how)
+        }
+
+        def one(
+            block: nn.Module,
+            h: Array,
+            embedding: Array | None,
+            text: TextFeatures | None,
+            own: dict,
+        ) -> tuple[Array, None]:
+            after = block(h, embedding, train, angles, text, own.get("identity_attention"))
+            return (jnp.where(own["skipped"], h, after) if "skipped" in own else after), None
+
         loop = nn.scan(
-            lambda block, h, embedding, text: (block(h, embedding, train, angles, text), None),
+            one,
             length=self.depth,
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, nn.broadcast, 0),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
         )
-        return loop(make(impl=self.attention_impl, name="blocks"), h, embedding, text)[0]
+        return loop(make(impl=self.attention_impl, name="blocks"), h, embedding, text, flags)[0]
 
     def _projected(self, h: Array) -> Array:
         """Tokens in the space of an encoder's features, (B, T, width) -> (B, T, aligned)."""
@@ -300,11 +318,6 @@ class DiT(nn.Module):
         """Checks options and shapes while tracing."""
         if self.dtype not in layers.DTYPES:
             raise unknown("dtype", self.dtype, layers.DTYPES)
-        if self.scan_blocks and (self.identity_attention or self.skipped):
-            raise UserError(
-                "config.model.scan_blocks=True has one block for all, of which guidance cannot "
-                "perturb a part; choose another guide, such as cfg()"
-            )
         last = 0 if self.scan_blocks else self.depth - 1
         if self.registers and not 0 <= self.registers_from <= last:
             raise UserError(

@@ -6,7 +6,8 @@
     q, k, v = [q_image; q_text], [k_image; k_text], [v_image; v_text]
 
 Both streams are modulated by the noise level and the pooled text (adaLN-Zero). The text ends with
-the attention of the last block, since only the image is the output.
+the attention of the last block, since only the image is the output. In some blocks the image's
+tokens also attend to each other alone (MMDiT-X, Stable Diffusion 3.5 Medium).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import attention, layers, positions
+from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.dit import SMALL_INIT
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
 from diffusion_jax.models.remat import product, rematerialized
@@ -54,11 +56,15 @@ class MMDiT(nn.Module):
       dtype: see dit.DiT.
       remat: see dit.DiT.
       attention_impl: see dit.DiT.
+      identity_attention: names of blocks in which tokens of the image see themselves and the text
+        alone, for perturbed-attention guidance.
       skipped: names of blocks that are left out, for skip-layer guidance.
       text: reads captions out of cond (models/text.py); this network needs it.
       text_mask: the attention ignores states that do not exist. Stable Diffusion 3, whose captions
         are filled up with tokens of the text encoder, has no mask.
       qk_norm: see transformer.queries_or_keys; 'rms' is Stable Diffusion 3.5.
+      dual_attention: numbers of the blocks with a second attention, of the image to itself
+        (MMDiT-X; Stable Diffusion 3.5 Medium has it in blocks 0 to 12).
       rope: rotary embeddings of the image's tokens, see positions.rotary_angles.
       position_grid: (largest, base): the position embedding is the middle part of that of a grid of
         `largest` tokens along each axis, whose places run from 0 to `base`, so that larger images
@@ -77,10 +83,12 @@ class MMDiT(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
+    identity_attention: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     text: Text | None = None
     text_mask: bool = True
     qk_norm: str = "none"
+    dual_attention: tuple[int, ...] = ()
     rope: bool = False
     position_grid: tuple[int, int] | None = None
 
@@ -155,14 +163,15 @@ class MMDiT(nn.Module):
             rematerialized(JointBlock, self.remat),
             self.heads,
             self.mlp_ratio,
-            self.attention_impl,
-            self.dtype,
-            self.qk_norm,
+            dtype=self.dtype,
+            qk_norm=self.qk_norm,
         )
         for i in range(self.depth):
             name = f"block_{i}"
             if name not in self.skipped:
-                block = make(last=i == self.depth - 1, name=name)
+                impl = IDENTITY if name in self.identity_attention else self.attention_impl
+                options = {"last": i == self.depth - 1, "dual": i in self.dual_attention}
+                block = make(impl=impl, **options, name=name)
                 h, states = block(h, states, embedding, mask, angles)
         return h
 
@@ -182,6 +191,11 @@ class MMDiT(nn.Module):
                 f"{layers.sizes_in_words(x)} do not fit an MM-DiT with patch={self.patch}: they "
                 "must be multiples of it; resize the data, or choose another patch"
             )
+        if any(not 0 <= i < self.depth for i in self.dual_attention):
+            raise UserError(
+                f"dual_attention={self.dual_attention}: these are numbers of blocks, 0 to "
+                f"{self.depth - 1}"
+            )
         if self.width % self.heads or self.width % 4:
             raise UserError(f"width={self.width} must be a multiple of heads={self.heads} and of 4")
         most = max(sizes) // self.patch
@@ -199,15 +213,19 @@ class JointBlock(nn.Module):
         h <- h + gate_1 project(a),    h <- h + gate_2 mlp(norm(h) (1 + scale_2) + shift_2)
 
     and the same for the text with b, each with layers of its own (Esser et al. 2024, figure 2). It
-    is the identity at initialization.
+    is the identity at initialization. A dual block adds to the image, before its MLP, the attention
+    of the image's tokens to each other, with layers and modulation of its own:
+
+        h <- h + gate_3 project_2(attention(qkv_2(norm(x) (1 + scale_3) + shift_3))),  x its input
 
     Attributes:
       heads: number of attention heads.
       mlp_ratio: hidden units of the MLPs, as a multiple of D.
-      impl: see attention.multi_head.
+      impl: see attention.multi_head; 'identity' is of the image's tokens, see `image_alone`.
       dtype: type of the matrix products.
       qk_norm: see transformer.queries_or_keys; the streams have parameters of their own.
       last: the text ends with the attention.
+      dual: the second attention of the image.
     """
 
     heads: int
@@ -216,6 +234,7 @@ class JointBlock(nn.Module):
     dtype: str = "float32"
     qk_norm: str = "none"
     last: bool = False
+    dual: bool = False
 
     @nn.compact
     def __call__(
@@ -239,15 +258,23 @@ class JointBlock(nn.Module):
           The tokens of the image and those of the text.
         """
         b, tokens, width = h.shape
-        image = modulation(embedding, width, 6, self.dtype, "image_modulation")
+        parts = 9 if self.dual else 6
+        image = modulation(embedding, width, parts, self.dtype, "image_modulation")
         text = modulation(embedding, width, 2 if self.last else 6, self.dtype, "text_modulation")
         both = (
             self._inputs(h, image, "image", angles),
             self._inputs(states, text, "text", None),
         )
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(*both))
-        seen = attention.multi_head(q, k, v, self.impl, mask).reshape(b, -1, width)
-        h = self._outputs(h, seen[:, :tokens], image, "image")
+        if self.impl == IDENTITY:
+            own = image_alone(q[:, :tokens], k, v, mask)
+            rest = attention.multi_head(q[:, tokens:], k, v, "auto", mask)
+            seen = jnp.concatenate([own, rest], axis=1)
+        else:
+            seen = attention.multi_head(q, k, v, self.impl, mask)
+        seen = seen.reshape(b, -1, width)
+        second = self._second(h, image, angles) if self.dual else 0.0
+        h = self._outputs(h, seen[:, :tokens], image, "image", second)
         if not self.last:
             states = self._outputs(states, seen[:, tokens:], text, "text")
         return h, states
@@ -262,12 +289,48 @@ class JointBlock(nn.Module):
         q = queries_or_keys(q, self.qk_norm, angles, f"{stream}_query_norm")
         return q, queries_or_keys(k, self.qk_norm, angles, f"{stream}_key_norm"), v
 
-    def _outputs(self, h: Array, seen: Array, parts: list[Array], stream: str) -> Array:
-        """A stream after the attention."""
-        _, _, gate_1, shift_2, scale_2, gate_2 = (part.astype(self.dtype) for part in parts)
+    def _second(self, h: Array, parts: list[Array], angles: Array | None) -> Array:
+        """What the attention of the image's tokens to each other adds, (B, T, D)."""
+        q, k, v = self._inputs(h, parts[6:], "image_2", angles)
+        seen = attention.multi_head(q, k, v, self.impl).reshape(h.shape)
+        project = linear(h.shape[-1], self.dtype, "image_2_project")
+        return parts[8].astype(self.dtype) * product(project(seen))
+
+    def _outputs(
+        self, h: Array, seen: Array, parts: list[Array], stream: str, second: Array | float = 0.0
+    ) -> Array:
+        """A stream after the attention, and what a second one adds to it."""
+        _, _, gate_1, shift_2, scale_2, gate_2 = (part.astype(self.dtype) for part in parts[:6])
         h = h + gate_1 * product(linear(h.shape[-1], self.dtype, f"{stream}_project")(seen))
+        h = h + second
         inner = modulated_norm(h, shift_2, scale_2).astype(self.dtype)
         return h + gate_2 * mlp(inner, self.mlp_ratio, False, 0.0, False, self.dtype, f"{stream}_")
+
+
+def image_alone(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Attention of tokens of an image to themselves and to the text, but not to each other.
+
+    It is the identity map of Ahn et al. (2024) in the block of the image's tokens.
+
+    Args:
+      q: queries of the image's tokens, (B, T, heads, D).
+      k: keys of image and text, (B, T + L, heads, D).
+      v: values of image and text, (B, T + L, heads, D).
+      mask: which tokens of image and text exist, (B, T + L) bool; None: all.
+
+    Returns:
+      (B, T, heads, D).
+    """
+    tokens = q.shape[1]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    q = q.astype(wide) * q.shape[-1] ** -0.5
+    own = jnp.sum(q * k[:, :tokens].astype(wide), axis=-1)
+    text = jnp.einsum("bthd,blhd->bthl", q, k[:, tokens:].astype(wide))
+    if mask is not None:
+        text = jnp.where(mask[:, None, None, tokens:], text, -jnp.inf)
+    p = jax.nn.softmax(jnp.concatenate([own[..., None], text], axis=-1), axis=-1)
+    seen = jnp.einsum("bthl,blhd->bthd", p[..., 1:], v[:, tokens:].astype(wide))
+    return (p[..., :1] * v[:, :tokens].astype(wide) + seen).astype(v.dtype)
 
 
 # The members of the family, which a config may name.

@@ -71,6 +71,7 @@ class TransformerBlock(nn.Module):
         train: bool,
         angles: Array | None = None,
         text: TextFeatures | None = None,
+        identity: Array | None = None,
     ) -> Array:
         """Evaluates the block.
 
@@ -83,6 +84,8 @@ class TransformerBlock(nn.Module):
           train: turns dropout on.
           angles: of rotary embeddings, see positions.rotary_angles; None for none.
           text: of which the tokens attend to the states; None without captions.
+          identity: whether the map of the self-attention is the identity, a bool scalar; None is
+            what `impl` says.
 
         Returns:
           (B, T, D).
@@ -97,7 +100,8 @@ class TransformerBlock(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
         learned = embedding is None
         inner = modulated_norm(h, shift_1, scale_1, self.rms_norm, learned, "norm_1")
-        h = h + jnp.asarray(gate_1, self.dtype) * self._attention(inner.astype(self.dtype), angles)
+        seen = self._attention(inner.astype(self.dtype), angles, identity)
+        h = h + jnp.asarray(gate_1, self.dtype) * seen
         if text is not None:
             options = self.heads, self.impl, self.dtype, self.qk_norm
             h = h + TextAttention(*options, name="text")(h, text)
@@ -107,7 +111,7 @@ class TransformerBlock(nn.Module):
         )
         return h + jnp.asarray(gate_2, self.dtype) * inner
 
-    def _attention(self, h: Array, angles: Array | None) -> Array:
+    def _attention(self, h: Array, angles: Array | None, identity: Array | None) -> Array:
         b, tokens, width = h.shape
         qkv = by_head(h, self.heads, self.dtype, "qkv")
         if self.qk_norm == "none" and angles is None:
@@ -117,6 +121,8 @@ class TransformerBlock(nn.Module):
             q = queries_or_keys(q, self.qk_norm, angles, "query_norm")
             k = queries_or_keys(k, self.qk_norm, angles, "key_norm")
             h = attention.multi_head(q, k, v, self.impl)
+        if identity is not None:
+            h = jnp.where(identity, qkv[:, :, 2], h)
         return product(linear(width, self.dtype, "project")(h.reshape(b, tokens, width)))
 
 

@@ -20,10 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # way): it is whole on `tensor`, each device takes its heads from it, and only `project` is split.
 SPLIT_BY_OUTPUT = re.compile(
     r"(^|/)(conv_1|embedding|(image_|text_)?mlp_in|mlp_gate|query|key|value"
-    r"|block(_\d+|s)/(image_|text_)?qkv)/(kernel|bias)$"
+    r"|block(_\d+|s)/(image_|image_2_|text_)?qkv)/(kernel|bias)$"
 )
 
-SPLIT_BY_INPUT = re.compile(r"(^|/)(conv_2|(image_|text_)?(project|mlp_out|modulation))/kernel$")
+SPLIT_BY_INPUT = re.compile(
+    r"(^|/)(conv_2|(image_|image_2_|text_)?(project|mlp_out|modulation))/kernel$"
+)
 
 # The embedding of noise level and class is small and computed once per example; if it were
 # sharded, its results would be sharded too.

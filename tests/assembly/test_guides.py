@@ -114,6 +114,8 @@ RULE = {
     "autoguidance(step=1)": (1.0, True, ()),
     "interval(autoguidance(step=1))": (1.0, True, ()),
     "slg(blocks=('block_0', 'block_2'))": (1.0, True, ()),
+    "cfg_with(pag(), scale=2.0)": (None, True, ("unconditional",)),
+    "interval(cfg_with(interval(autoguidance(step=1))))": (None, True, ("unconditional",)),
     "classifier('c')": (None, False, ("unconditional", "captions")),
     "classifier('c', conditional=True)": (0.0, False, ("unconditional", "captions")),
     "mean_shift('c')": (None, False, ("unconditional", "captions")),
@@ -321,6 +323,7 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
         ("slg(blocks=())", "need a block to perturb"),
         ("cfg_zero(zero_init=1.5)", "cfg_zero: zero_init=1.5: it must be at least 0"),
         ("cfg(0.7, 0.1)", "cfg takes rescale"),
+        ("cfg_with(cfg())", "leads away from a worse model"),
     ],
 )
 def test_a_guide_that_cannot_be_is_one_clear_line(spec, words):

@@ -13,10 +13,14 @@ from numpy.testing import assert_allclose
 from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly.experiment import guided_by
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.models import mmdit
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.mmdit import MMDiT
+from diffusion_jax.models.text import Text
 from diffusion_jax.models.unet import UNet
 from tests.assembly.test_guides import weights
 from tests.denoisers.mixture_by_class import tiny
+from tests.models.captioned import text_condition
 
 NETWORKS = {
     "middle_attention": UNet(width=8, multipliers=(1,), blocks=1, attention=(2,), head_width=4),
@@ -128,7 +132,62 @@ def test_blocks_that_do_not_exist_are_refused():
         guided_by("slg(blocks=3)", model)
     with pytest.raises(UserError, match="mlp.MLP has no self-attention blocks"):
         denoiser.denoiser(guided_by("pag()", tiny()), {}, scale=2.0)
-    with pytest.raises(UserError, match="scan_blocks=True has one block for all"):
-        DiT(width=8, depth=2, heads=2, scan_blocks=True, skipped=("block_0",)).init(
-            jax.random.key(0), X, jnp.zeros(2)
-        )
+    looped = transformer._replace(model=transformer.model.clone(scan_blocks=True))
+    with pytest.raises(UserError, match="unknown block .* 'block_1'; did you mean 'block_0'"):
+        denoiser.denoiser(
+            guided_by("pag(blocks=('block_1',))", looped), weights(looped, 0), scale=2.0
+        )(X, 0.4, {"label": jnp.array([0, 1])})
+
+
+@pytest.mark.parametrize("how", ["identity_attention", "skipped"])
+def test_blocks_in_a_loop_are_perturbed_by_their_number(how):
+    """The loop gives what separate blocks with the same parameters give."""
+    network = DiT(width=8, depth=3, heads=2, patch=2, rope=how == "skipped")
+    params = parameters(network)
+    blocks = [params[f"block_{i}"] for i in range(3)]
+    stacked = {name: own for name, own in params.items() if not name.startswith("block_")}
+    stacked["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    looped = network.clone(scan_blocks=True)
+
+    def out(module, own, *names):
+        changed = module.clone(**{how: names})
+        return jax.jit(changed.apply)({"params": own}, X, jnp.zeros(2))
+
+    plain = out(network, params)
+    for names in (("block_1",), ("block_0", "block_2")):
+        expected = out(network, params, *names)
+        assert np.abs(expected - plain).max() > 1e-3
+        assert_allclose(out(looped, stacked, *names), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_of_an_image_see_themselves_and_the_text():
+    """The attention whose map is masked, all at once, in float64."""
+    rng = np.random.default_rng(3)
+    q, k, v = rng.standard_normal((3, 2, 7, 2, 4))  # four tokens of an image, three of a text
+    mask = np.ones((2, 7), bool)
+    mask[1, 5:] = False
+    seen = mmdit.image_alone(*(jnp.asarray(a, jnp.float32) for a in (q[:, :4], k, v)), mask)
+    logits = np.einsum("bqhd,bkhd->bhqk", q[:, :4], k) / 2
+    allowed = np.concatenate([np.eye(4, dtype=bool), np.ones((4, 3), bool)], axis=1)
+    p = np.where(allowed & mask[:, None, None], np.exp(logits), 0)
+    expected = np.einsum("bhqk,bkhd->bqhd", p / p.sum(-1, keepdims=True), v)
+    assert_allclose(seen, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_of_two_streams_with_an_image_whose_tokens_are_alone():
+    """In a network of that block a patch concerns its own output alone, and the text all."""
+    network = MMDiT(width=8, depth=1, heads=2, text=Text(6))
+    cond = text_condition()
+    shapes = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), X, jnp.zeros(2), cond)["params"]
+    )
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.4, a.shape), "float32"), shapes)
+    other = X.at[:, :, 2:].add(1.0)  # the second of two patches
+    for names, alone in (((), False), (("block_0",), True)):
+        run = jax.jit(network.clone(identity_attention=names).apply)
+        before, after = (run({"params": params}, x, jnp.zeros(2), cond) for x in (X, other))
+        assert np.abs(after - before)[:, :, 2:].max() > 1e-3
+        assert (np.abs(after - before)[:, :, :2].max() < 1e-6) == alone
+        told = cond | {"tokens": cond["tokens"].at[:, 0].add(jnp.arange(6, dtype=jnp.float16))}
+        assert np.abs(run({"params": params}, X, jnp.zeros(2), told) - before).min() > 1e-6

@@ -34,50 +34,61 @@ class Given(nn.Module):
         return TextFeatures(cond["states"], cond["mask"], cond["pooled"])
 
 
+def layer(theirs: dict, name: str) -> dict:
+    return {"kernel": theirs.pop(f"{name}.weight").T, "bias": theirs.pop(f"{name}.bias")}
+
+
+def attended(theirs: dict, names: list[str], norms: list[str], own: str, heads: int) -> dict:
+    """Queries, keys and values side by side for each head, and the norms of the first two."""
+    layers = [layer(theirs, name) for name in names]
+    side_by_side = {
+        leaf: np.stack(
+            [one[leaf].reshape(*one[leaf].shape[:-1], heads, -1) for one in layers], axis=-2
+        ).reshape(*layers[0][leaf].shape[:-1], -1)
+        for leaf in ("kernel", "bias")
+    }
+    scales = {
+        f"{own}_{long}_norm": {"scale": theirs.pop(f"{name}.weight")}
+        for long, name in zip(("query", "key"), norms)
+        if f"{name}.weight" in theirs
+    }
+    return {f"{own}_qkv": side_by_side, **scales}
+
+
+def swapped(own: dict) -> dict:
+    """Shift before scale, of a layer that has the scale first."""
+    return {leaf: np.roll(a, a.shape[-1] // 2, axis=-1) for leaf, a in own.items()}
+
+
+def block_of_diffusers(theirs: dict, i: int, last: bool, heads: int) -> dict:
+    at, own = f"transformer_blocks.{i}", {}
+    for stream, q, project, context in (
+        ("image", "to_{}", "to_out.0", ""),
+        ("text", "add_{}_proj", "to_add_out", "_context"),
+    ):
+        names = [f"{at}.attn.{q.format(part)}" for part in "qkv"]
+        added = "added_" if context else ""
+        norms = [f"{at}.attn.norm_{added}{part}" for part in "qk"]
+        own |= attended(theirs, names, norms, stream, heads)
+        modulation = layer(theirs, f"{at}.norm1{context}.linear")
+        own[f"{stream}_modulation"] = swapped(modulation) if last and context else modulation
+        if not (last and context):
+            own[f"{stream}_project"] = layer(theirs, f"{at}.attn.{project}")
+            own[f"{stream}_mlp_in"] = layer(theirs, f"{at}.ff{context}.net.0.proj")
+            own[f"{stream}_mlp_out"] = layer(theirs, f"{at}.ff{context}.net.2")
+    if f"{at}.attn2.to_q.weight" in theirs:
+        names = [f"{at}.attn2.to_{part}" for part in "qkv"]
+        norms = [f"{at}.attn2.norm_{part}" for part in "qk"]
+        own |= attended(theirs, names, norms, "image_2", heads)
+        own["image_2_project"] = layer(theirs, f"{at}.attn2.to_out.0")
+    return own
+
+
 def of_diffusers(f: dict[str, np.ndarray], heads: int) -> dict:
     """Parameters of MMDiT of the seeded weights of the fixture, by diffusers' names."""
     theirs = seeded_weights.weights(
         {name.partition("/shape/")[2]: tuple(a) for name, a in f.items() if "/shape/" in name}
     )
-
-    def layer(name):
-        own = {"kernel": theirs.pop(f"{name}.weight").T, "bias": theirs.pop(f"{name}.bias")}
-        return own
-
-    def qkv(names):
-        """Side by side for each head."""
-        layers = [layer(name) for name in names]
-        return {
-            leaf: np.stack(
-                [own[leaf].reshape(*own[leaf].shape[:-1], heads, -1) for own in layers], axis=-2
-            ).reshape(*layers[0][leaf].shape[:-1], -1)
-            for leaf in ("kernel", "bias")
-        }
-
-    def swapped(own):
-        """Shift before scale, of a layer that has the scale first."""
-        return {leaf: np.roll(a, a.shape[-1] // 2, axis=-1) for leaf, a in own.items()}
-
-    def block(i, last):
-        at, own = f"transformer_blocks.{i}", {}
-        for stream, q, project, context in (
-            ("image", "to_{}", "to_out.0", ""),
-            ("text", "add_{}_proj", "to_add_out", "_context"),
-        ):
-            names = [f"{at}.attn.{q.format(part)}" for part in "qkv"]
-            added = "added_" if context else ""
-            own[f"{stream}_qkv"] = qkv(names)
-            for part, long in (("q", "query"), ("k", "key")):
-                if (name := f"{at}.attn.norm_{added}{part}.weight") in theirs:
-                    own[f"{stream}_{long}_norm"] = {"scale": theirs.pop(name)}
-            modulation = layer(f"{at}.norm1{context}.linear")
-            own[f"{stream}_modulation"] = swapped(modulation) if last and context else modulation
-            if not (last and context):
-                own[f"{stream}_project"] = layer(f"{at}.attn.{project}")
-                own[f"{stream}_mlp_in"] = layer(f"{at}.ff{context}.net.0.proj")
-                own[f"{stream}_mlp_out"] = layer(f"{at}.ff{context}.net.2")
-        return own
-
     patch = theirs.pop("pos_embed.proj.weight").transpose(2, 3, 1, 0)
     embedder = "time_text_embed.{}_embedder.linear_{}"
     params = {
@@ -85,30 +96,32 @@ def of_diffusers(f: dict[str, np.ndarray], heads: int) -> dict:
             "kernel": patch.reshape(-1, patch.shape[-1]),
             "bias": theirs.pop("pos_embed.proj.bias"),
         },
-        "condition": {f"noise_{i}": layer(embedder.format("timestep", i)) for i in (1, 2)},
-        **{f"pooled_{i}": layer(embedder.format("text", i)) for i in (1, 2)},
-        "context": layer("context_embedder"),
-        "last_modulation": swapped(layer("norm_out.linear")),
-        "last": layer("proj_out"),
-        **{f"block_{i}": block(i, last=i == 1) for i in range(2)},
+        "condition": {f"noise_{i}": layer(theirs, embedder.format("timestep", i)) for i in (1, 2)},
+        **{f"pooled_{i}": layer(theirs, embedder.format("text", i)) for i in (1, 2)},
+        "context": layer(theirs, "context_embedder"),
+        "last_modulation": swapped(layer(theirs, "norm_out.linear")),
+        "last": layer(theirs, "proj_out"),
+        **{f"block_{i}": block_of_diffusers(theirs, i, i == 1, heads) for i in range(2)},
     }
     assert not theirs
     return params
 
 
-@pytest.mark.parametrize("qk_norm", ["plain", "rms"])
-def test_the_program_of_diffusers_on_seeded_weights(qk_norm):
+CHOICES = {"plain": {}, "rms": {"qk_norm": "rms"}}
+CHOICES["dual"] = {"qk_norm": "rms", "dual_attention": (0, 1)}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_program_of_diffusers_on_seeded_weights(name):
     with np.load(FIXTURE) as saved:
         f = dict(saved)
-    own = {name: a for name, a in f.items() if name.startswith(f"{qk_norm}/shape/")}
-    module = MMDiT(
-        **TINY, text=Given(), qk_norm="rms" if qk_norm == "rms" else "none", text_mask=False
-    )
+    own = {key: a for key, a in f.items() if key.startswith(f"{name}/shape/")}
+    module = MMDiT(**TINY, **CHOICES[name], text=Given(), text_mask=False)
     params = of_diffusers(own, 3)
     x = f["x"].transpose(0, 2, 3, 1)
     cond = {"states": f["states"], "pooled": f["pooled"], "mask": np.ones((3, 5), bool)}
     out = jax.jit(module.apply)({"params": params}, x, f["t"] / 1000, cond)
-    expected = f[f"{qk_norm}/out"].transpose(0, 2, 3, 1)
+    expected = f[f"{name}/out"].transpose(0, 2, 3, 1)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
@@ -183,6 +196,7 @@ def test_the_output_is_zero_at_initialization_and_a_skipped_block_is_left_out():
         (dict(patch=4), ["4 x 2", "patch=4"]),
         (dict(heads=3), ["width=8", "heads=3"]),
         (dict(position_grid=(1, 1)), ["position_grid=(1, 1)", "2 tokens"]),
+        (dict(dual_attention=(0, 1)), ["dual_attention=(0, 1)", "0 to 0"]),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(options, words):
