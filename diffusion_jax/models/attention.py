@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core import arrays, forward_mode
-from diffusion_jax.core.errors import unknown
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array
 
 CACHE = 4 * 2**20  # bytes of logits that a block may have on a CPU: a share of the cache
@@ -73,7 +73,7 @@ def multi_head(
       (B, T, heads, D).
 
     Raises:
-      UserError: if `impl` is unknown.
+      UserError: if `impl` is unknown, or 'fused' in float16 on a CPU.
     """
     impl = _resolved(impl)
     if impl == "blocked":
@@ -211,6 +211,11 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, axes: str) -> Arra
 
 
 def _fused(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    if q.dtype == jnp.float16 and arrays.platform() == "cpu":
+        raise UserError(
+            "config.model.attention_impl=fused has no float16 on a CPU; set "
+            "--config.model.attention_impl=auto"
+        )
     if mask is not None:  # a text, which has too few keys for a flash kernel to matter
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
     return jax.nn.dot_product_attention(

@@ -149,7 +149,8 @@ def has_flash(config, shape):
     if shape[0] // (model.get("stem") or model.get("patch") or 1) % 2:
         return False  # an odd number of tokens
     attends = model.name in ("unet.UNet", "dit.DiT", "autoencoder.AutoencoderKL")
-    fits = model.get("dtype") == "bfloat16" and model.width % 8 == 0 and model.width <= 128
+    half = model.get("dtype") in ("bfloat16", "float16")
+    fits = half and model.width % 8 == 0 and model.width <= 128
     return attends and fits and model.get("attention_impl", "auto") == "auto"
 
 

@@ -11,6 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_jax.core import arrays, forward_mode
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import attention
 from diffusion_jax.models.attention import Blocks
 from tests.models.networks import normal
@@ -197,6 +198,12 @@ def test_blocks_fit_the_cache_of_a_cpu():
     with arrays.compiling_for("gpu"):
         assert attention.blocks_for((64, 256, 8, 8), 256) == (1, 1)
         assert attention.blocks_for((2, 1025, 4, 8), 1025) == (1, 5)
+
+
+def test_the_fused_attention_of_a_cpu_refuses_float16():
+    q, *_ = inputs(8, jnp.float16)
+    with pytest.raises(UserError, match="fused has no float16 on a CPU; set .*impl=auto"):
+        attention.multi_head(q, q, q, "fused")
 
 
 def test_cudnn_gets_an_even_number_of_tokens_in_16_bits():
