@@ -11,8 +11,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from diffusion_jax.data import sound_files
 from tests.gloo import without_gloo
 
 ROOT = Path(__file__).parents[2]
@@ -115,3 +117,45 @@ def test_two_processes_of_four_devices_write_the_numbers_of_one_process(command,
     assert said[0][0].count("±") == out.count("±") >= 4
     assert not any((two / "evaluation").glob("*"))  # the blocks are discarded with the result
     assert not (two / "likelihood.parts").exists()
+
+
+def losses(folder):
+    """The losses of training and of held-out rows that a run wrote."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows for key in ("loss", "eval_loss") if key in row]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["arrays", "table", "sound"])
+def test_two_processes_train_on_arrays_tables_and_sounds_as_one_does(kind, tmp_path):
+    """A mapped file whose channels are first, a CSV file with semicolons, and a folder."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", rng.normal(size=(24, 2, 4, 4)).astype("f4"))
+    rows = [f"{a:.3f};{b:.3f}".replace(".", ",") for a, b in rng.normal(size=(24, 2))]
+    (tmp_path / "a.csv").write_text("\n".join(["a;b", *rows]))
+    for i in range(12):
+        (tmp_path / "sounds").mkdir(exist_ok=True)
+        wave = sound_files.wav(rng.uniform(-0.5, 0.5, (16, 1)), 8000)
+        (tmp_path / "sounds" / f"{i}.wav").write_bytes(wave)
+    small = ["--config.model.name=dit.DiT", "--config.model.width=8", "--config.model.depth=1"]
+    small += ["--config.model.heads=1"]
+    args = {
+        "arrays": ["a.npy", "--config.data.channel_axis=first", *small],
+        "table": ["a.csv", "--config.model.width=8"],
+        "sound": ["sounds", *small],
+    }[kind]
+    config = "tables" if kind == "table" else "arrays"
+    command = [f"--config=configs/{config}.py", f"--config.data.path={tmp_path / args[0]}"]
+    command += [f"--config.data.name={kind}", *args[1:], "--config.data.batch_size=8"]
+    each = {"steps": 2, "eval_every": 2, "sample_every": 0, "checkpoint_every": 2, "log_every": 1}
+    command += [f"--config.training.{key}={value}" for key, value in each.items()]
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    runs = [
+        start("train", tmp_path / "two", *command, *flags, f"--process_id={index}", devices=2)
+        for index in range(2)
+    ]
+    runs.append(start("train", tmp_path / "one", *command))
+    said = [process.communicate(timeout=600) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 0], said
+    found, expected = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert len(expected) == 3 and found == pytest.approx(expected, rel=1e-4)
