@@ -50,7 +50,12 @@ def test_evaluation_fails_before_anything_is_sampled(train, test, said, monkeypa
     conditions = SimpleNamespace(of_labels=lambda labels: None)
     units = SimpleNamespace(vector=None)
     model = SimpleNamespace(
-        num_classes=0, encoder=None, conditions=conditions, units=units, dense=None
+        num_classes=0,
+        encoder=None,
+        conditions=conditions,
+        units=units,
+        dense=None,
+        sampling=SimpleNamespace(labels="uniform"),
     )
     trained = SimpleNamespace(experiment=model, params=())
     for name in ("sample_with", "method"):

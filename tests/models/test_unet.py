@@ -153,7 +153,7 @@ def test_modules_can_be_static_arguments():
         (dict(stem=2), (1, 6, 8, 1), None, ["6 x 8", "multiples of 4", "resize or pad"]),
         (dict(multipliers=(1, 1, 1)), (1, 8, 10, 1), None, ["8 x 10", "multiples of 4"]),
         (dict(updown="convs"), (1, 8, 8, 1), None, ["'convs'", "did you mean 'conv'"]),
-        (dict(dtype="float16"), (1, 8, 8, 1), None, ["'float16'", "bfloat16"]),
+        (dict(dtype="half"), (1, 8, 8, 1), None, ["'half'", "bfloat16, float16"]),
         (dict(attention_impl="flash"), (1, 8, 8, 1), None, ["'flash'", "fused, plain"]),
         (dict(noise_embedding="sinus"), (1, 8, 8, 1), None, ["'sinus'", "'sinusoidal'"]),
         (dict(head_width=6), (1, 8, 8, 1), None, ["head_width=6", "16 channels"]),

@@ -157,14 +157,15 @@ def test_nothing_is_heard_of_images(tmp_path):
     assert media.save_sounds(shown, np.zeros(0), {}, tmp_path / "s.npz", **about) == []
 
 
-def test_values_of_a_vector_that_were_not_measured_are_orange(tmp_path):
-    values, known = normalized((4,))
-    shown, x = media.media_of((4,), known), known.encode(values)
+def test_values_of_an_array_that_were_not_measured_are_orange(tmp_path):
+    values, known = normalized((4, 4, 1))
+    shown, x = media.media_of((4, 4, 1), known), known.encode(values)
     file, orange = tmp_path / "a.png", ImageColor.getrgb(restored.HIDDEN)
-    restored.strips(shown, known, x, x[None], x, np.array([True, True, False, True]), file)
+    measured = np.arange(16).reshape(4, 4, 1) % 4 != 2
+    restored.strips(shown, known, x, x[None], x, measured, file)
     with Image.open(file) as picture:
         hidden = (np.asarray(picture.convert("RGB")) == orange).all(-1)
-    width, height = media.SERIES
+    height, width = shown.tiles(x).shape[1:3]
     assert hidden.sum() == len(values) * height * width // 4
 
 
