@@ -266,7 +266,13 @@ def karras_grid(name):
     return grids.karras(PROCESSES[name], 33)
 
 
-@every_sampler
+@pytest.mark.parametrize(  # the adaptive solvers differ in their tables alone, and compile long
+    "sampler",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name.startswith("adaptive.dopri") else [])
+        for name in SAMPLERS
+    ],
+)
 def test_every_sampler_takes_guided_conditional_clipped_images_under_every_process(sampler):
     """A class-conditional denoiser of images under guidance and clipping: one program for every
     process and grid, which ends in finite images of the class asked for.

@@ -155,6 +155,7 @@ def tiny(**changes):
     return config
 
 
+@pytest.mark.long
 def test_families_end_to_end(tmp_path):
     config = tiny(families=("vae", "vae_beta_low"), seeds=(0, 1), repeated=("vae",))
     args = {"workdir": str(tmp_path)}

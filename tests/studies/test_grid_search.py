@@ -116,6 +116,7 @@ def test_a_stored_grid_in_a_comparison_scores_what_it_scored_when_it_was_placed(
         cells.cells(entries, [7], subject.process, "uniform")
 
 
+@pytest.mark.long
 def test_a_models_own_grid_is_taken_by_its_name(tmp_path):
     """The commands as typed, on a tiny network for points; sampling on the placed times is not
     sampling on the config's.

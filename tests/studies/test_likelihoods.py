@@ -48,6 +48,7 @@ def command(folder, *args, expect=0):
     return done
 
 
+@pytest.mark.long
 def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir):
 
     other = (

@@ -23,6 +23,7 @@ from tests.training import sharded_edm2, topologies
 from tests.training.topologies import (
     STEPS,
     TRIED,
+    TWO,
     WAYS,
     init,
 )
@@ -120,14 +121,22 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(answer):
 
 
 @pytest.mark.parametrize(
-    "network, topology", [(n, t) for n, names in TRIED.items() for t in names if t != "one device"]
+    "network, topology",
+    [
+        pytest.param(n, t, marks=[pytest.mark.long] if t == TWO else [])
+        for n, names in TRIED.items()
+        for t in names
+        if t != "one device"
+    ],
 )
-def test_every_topology_trains_and_samples_as_one_device_does(answer, both, network, topology):
+def test_every_topology_trains_and_samples_as_one_device_does(answer, request, network, topology):
     """Parameters, EMA, every metric of every step, and the images of the same seeds, after four
     steps.
 
     Measured: 2e-7, and 4e-6 for the images, whose first step divides by a small alpha.
     """
+    if topology == TWO:
+        request.getfixturevalue("both")
     numbers, images = differences(
         answer["folder"], f"{network}, {topology}", f"{network}, one device"
     )
@@ -155,6 +164,7 @@ def test_forced_weight_normalization_is_the_same_over_shards(tmp_path):
     np.testing.assert_allclose(np.mean(np.square(kernel), axis=(0, 1, 2)), 1, atol=0.1)
 
 
+@pytest.mark.long
 def test_elastic_restore_goes_on_to_the_same_numbers(answer, both):
     """Two steps each on 8 devices, on 4, on one, on two processes, every time from a checkpoint:
     the run of one device.
@@ -164,6 +174,7 @@ def test_elastic_restore_goes_on_to_the_same_numbers(answer, both):
     assert restoring.latest_step(answer["folder"] / "elastic") == 8
 
 
+@pytest.mark.long
 def test_parameters_and_averages_are_in_shards(answer, both):
     """What a device holds, under fsdp 2 and tensor 2, by hand."""
     shards = json.loads((answer["folder"] / "shards.json").read_text())
@@ -199,6 +210,7 @@ def test_parameters_and_averages_are_in_shards(answer, both):
     assert shards["unet, 8 data"]["0/down_0_0/conv_1/kernel"] == [3, 3, 8, 8]
 
 
+@pytest.mark.long
 def test_processes_feed_rows_that_do_not_overlap_and_agree(both):
     assert [seen["devices"] for seen in both] == [[8, 4], [8, 4]]
     for mesh in ({}, {"fsdp": 4}, {"tensor": 4}):
