@@ -149,13 +149,16 @@ def test_two_processes_train_on_arrays_tables_and_sounds_as_one_does(kind, tmp_p
     command += [f"--config.data.name={kind}", *args[1:], "--config.data.batch_size=8"]
     each = {"steps": 2, "eval_every": 2, "sample_every": 0, "checkpoint_every": 2, "log_every": 1}
     command += [f"--config.training.{key}={value}" for key, value in each.items()]
+    alone = start("train", tmp_path / "one", *command)
+    said = [alone.communicate(timeout=600)]  # before the others, which wait for each other
     flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     runs = [
         start("train", tmp_path / "two", *command, *flags, f"--process_id={index}", devices=2)
         for index in range(2)
     ]
-    runs.append(start("train", tmp_path / "one", *command))
-    said = [process.communicate(timeout=600) for process in runs]
-    assert [process.returncode for process in runs] == [0, 0, 0], said
+    said += [process.communicate(timeout=600) for process in runs]
+    assert [process.returncode for process in (alone, *runs)] == [0, 0, 0], "\n".join(
+        map(str, said)
+    )
     found, expected = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert len(expected) == 3 and found == pytest.approx(expected, rel=1e-4)
