@@ -280,9 +280,9 @@ def _arrays(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 def _file(path: str) -> Path:
     file = Path(os.path.expanduser(path))
     if file.suffix not in (".npz", ".npy") or not file.exists():
+        wrong = "is not an .npz or .npy file" if file.exists() else "does not exist"
         raise UserError(
-            f"data.path={path} must be an .npz file with 'data' (N, ..., C) or an .npy file; there "
-            "is none"
+            f"data.path={path} {wrong}; name an .npz file with 'data' (N, ..., C), or an .npy file"
         )
     return file
 

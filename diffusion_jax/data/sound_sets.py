@@ -122,8 +122,9 @@ def _recordings_of(path: str, request: Request, how: str, limit_bad: int, what: 
         return sound_arrays.of_npz(place, request, what)
     if place.is_dir():
         return _of_folder(place, request, how, limit_bad, what)
+    wrong = "is not a folder or an .npz file" if place.exists() else "does not exist"
     raise UserError(
-        f"{what} must be a folder of WAV or FLAC files, or an .npz file of sounds; there is none"
+        f"{what} {wrong}; name a folder of WAV or FLAC files, or an .npz file of sounds"
     )
 
 

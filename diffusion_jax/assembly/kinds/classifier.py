@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.assembly import conditions, denoiser
+from diffusion_jax.assembly import conditions, denoiser, step_inputs
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind
 from diffusion_jax.core import arrays, streams
@@ -31,11 +31,7 @@ def loss(experiment: Experiment) -> step.LossFn:
         noised = experiment.objective.draw(
             arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), conditions.example(batch, keys)
         )
-        rngs = (
-            {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
-            if now.train
-            else None
-        )
+        rngs = step_inputs.dropout(keys, now.train)
         log_p = jax.nn.log_softmax(
             denoiser.logits(experiment, params)(noised.x_t, noised.t, train=now.train, rngs=rngs)
         )

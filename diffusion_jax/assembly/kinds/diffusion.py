@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, conditions, denoiser
+from diffusion_jax.assembly import components, denoiser, step_inputs
 from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
 from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params, Prediction
@@ -41,9 +40,7 @@ def loss(experiment: Experiment) -> step.LossFn:
     uncertain = {"log_variance": True} if experiment.options.get("uncertainty") else {}
 
     def run(params: Params, batch, keys: Key, now: step.Now):
-        cond = experiment.conditions.of_batch(batch, keys, now.train)
-        rate = experiment.data.augment if now.train else 0.0
-        x0, cond = conditions.augmented(conditions.example(batch, keys), cond, keys, rate)
+        x0, cond = step_inputs.examples(experiment, batch, keys, now.train)
         own = arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE)
         resampling = objective.resampling if now.train else None
         if resampling:
@@ -52,11 +49,7 @@ def loss(experiment: Experiment) -> step.LossFn:
             noised = objective.at(own, x0, t)
         else:
             noised = objective.draw(own, x0)
-        rngs = (
-            {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
-            if now.train
-            else None
-        )
+        rngs = step_inputs.dropout(keys, now.train)
         aligned = experiment.alignment and "features" in batch
         extra = uncertain | ({"tokens": True} if aligned else {})
         denoise = parameterization.denoiser(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import conditions, denoiser
+from diffusion_jax.assembly import denoiser, step_inputs
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind
 from diffusion_jax.core import arrays, streams
@@ -58,11 +58,7 @@ def loss(experiment: Experiment) -> step.LossFn:
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         # all networks have the same dropout masks
-        rngs = (
-            {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
-            if now.train
-            else None
-        )
+        rngs = step_inputs.dropout(keys, now.train)
 
         def student(params, **extra):
             return parameterization.denoiser(
@@ -84,9 +80,7 @@ def loss(experiment: Experiment) -> step.LossFn:
             lambda cond: cond and cond | experiment.conditions.null(len(keys)),
         )
         progress = now.step / experiment.training.steps
-        cond = experiment.conditions.of_batch(batch, keys, now.train)
-        rate = experiment.data.augment if now.train else 0.0
-        x0, cond = conditions.augmented(conditions.example(batch, keys), cond, keys, rate)
+        x0, cond = step_inputs.examples(experiment, batch, keys, now.train)
         drawn = objective.draw(arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), x0, progress)
         losses = objective.loss(networks, drawn, cond, progress)
         return losses, {"level": gaussian.logsnr(experiment.process, drawn.t)}

@@ -7,10 +7,9 @@ nothing of the schedule is learned, the kind is that of other diffusion models.
 
 from __future__ import annotations
 
-import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import conditions, denoiser
+from diffusion_jax.assembly import denoiser, step_inputs
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, SamplingSettings
 from diffusion_jax.core import arrays, streams
@@ -54,14 +53,8 @@ def loss(experiment: Experiment) -> step.LossFn:
         return diffusion.loss(experiment)
 
     def run(params: Params, batch, keys: Key, now: step.Now):
-        cond = experiment.conditions.of_batch(batch, keys, now.train)
-        rate = experiment.data.augment if now.train else 0.0
-        x0, cond = conditions.augmented(conditions.example(batch, keys), cond, keys, rate)
-        rngs = (
-            {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
-            if now.train
-            else None
-        )
+        x0, cond = step_inputs.examples(experiment, batch, keys, now.train)
+        rngs = step_inputs.dropout(keys, now.train)
 
         def predict(params: Params, context: tuple, x_t: Array, t: Array) -> Prediction:
             cond, rngs = context
