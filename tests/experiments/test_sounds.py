@@ -87,7 +87,7 @@ def test_mistakes_with_sounds_are_one_line(recordings, tmp_path):
     for options, words in (
         (["--config.data.sound=logmel(hop=200)"], "hop at most half of the window"),
         (["--config.data.sound=mfcc"], "unknown representation of sounds 'mfcc'"),
-        (["--config.data.path=nowhere"], "must be a folder of WAV or FLAC files"),
+        (["--config.data.path=nowhere"], "does not exist; name a folder of WAV or FLAC files"),
     ):
         done = command(
             "train",
