@@ -11,7 +11,7 @@ training: the compiled train step, on batches that are on the device. loop: a sh
 training loop: steps, data, logging, checkpoints and the rest; every step is waited for. data: the
 input pipeline. sampling: each sampler against as many bare network evaluations (fresh weights, no
 guidance, no clip), and its own work on a denoiser that costs nothing. kernels: attention, and the
-gradient of a convolution in a loop. peers: other programs with the same network (docs/scaling.md).
+gradient of a convolution in a loop. peers: other programs with the same network (docs/speed.md).
 Programs take turns, so that other load affects all alike; the cache of compilation is off. The data
 are the config's if they are on this machine, else noise. --against compares times within the spread
 of both runs, not the hour at which they were made.

@@ -58,7 +58,7 @@ def quality_curves(
         )
     samplers = list(dict.fromkeys(row["sampler"] for row in table))
     budget = _one_budget(table)
-    alone, rows = len(present) == 1, 1 if len(present) < 4 else 2
+    alone, rows = len(present) == 1, _rows(len(present))
     names = 0.9 + 0.3 * len(samplers) if budget else (0.9 + 0.19 * len(samplers)) / rows
     size = (5.2 if alone else 4.1, max(3.5, names))  # high enough for every name
     reference = reference or {}
@@ -103,7 +103,8 @@ def placed_times(
     """
     grids = list(dict.fromkeys(row["sampler"] for row in table))
     budget, reference = len({row["nfe"] for row in table}) == 1, reference or {}
-    with style.figure(path, 1 + len(metrics), (4.3, 3.8), title=title) as axes:
+    panels = 1 + len(metrics)
+    with style.figure(path, panels, (4.3, 3.8), _rows(panels), title=title) as axes:
         _draw_times(axes[0], logsnr)
         for i, (axis, metric) in enumerate(zip(axes[1:], metrics)):
             label = wrapped(find(metric, features).label)
@@ -116,6 +117,11 @@ def placed_times(
         if not budget:
             handles, names = axes[-1].get_legend_handles_labels()
             axes[0].figure.legend(handles, names, loc="outside right center", fontsize=8.5)
+
+
+def _rows(panels: int) -> int:
+    """The number of rows of panels, so that their text is legible at the width of a page."""
+    return 1 if panels < 4 else 2
 
 
 def _one_budget(table: Table) -> bool:
