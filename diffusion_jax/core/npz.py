@@ -8,16 +8,17 @@ import os
 import stat
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.errors import UserError, printable
 from diffusion_jax.core.files import atomic_path
 
 UNPACKED = 100  # bytes of arrays for each byte of a file: runs of equal pixels compress well
 SMALL = 2**26  # bytes of arrays that any file may unpack to
+SHOWN = 6  # arrays that a message names
 
 
 class ArraySpec(NamedTuple):
@@ -99,7 +100,7 @@ def _load(
         if len(members) < len(archive.infolist()):
             raise UserError(f"'{path}' is damaged: it has two arrays of one name")
         if missing := [name for name in needed if name not in members]:
-            raise UserError(f"'{path}' is damaged: it lacks {', '.join(missing)}")
+            raise _lacks(path, missing, list(members))
         wanted = {name: spec for name in members if (spec := needed.get(name) or also(name))}
         size = sum(members[name].file_size for name in wanted)
         if size > max(unpacked * os.path.getsize(path), SMALL):
@@ -124,6 +125,13 @@ def native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def _lacks(path: str | os.PathLike, missing: Sequence[str], members: Sequence[str]) -> UserError:
+    """The error of a file without some arrays, which names those that it has."""
+    names = [printable(name) for name in members][:SHOWN] or ["nothing"]
+    held = f"{', '.join(names)}{' and others' * (len(members) > SHOWN)}"
+    return UserError(f"'{path}' lacks {', '.join(missing)}; it holds {held:.200}")
+
+
 def described(path: str | os.PathLike, name: str = "") -> tuple[tuple[int, ...], np.dtype]:
     """Return the shape and the type of an array, of which its header tells.
 
@@ -138,7 +146,8 @@ def described(path: str | os.PathLike, name: str = "") -> tuple[tuple[int, ...],
         if name:
             archive = opened.enter_context(zipfile.ZipFile(path))
             if f"{name}.npy" not in archive.namelist():
-                raise UserError(f"'{path}' lacks {name}")
+                members = [each.removesuffix(".npy") for each in archive.namelist()]
+                raise _lacks(path, [name], members)
             file = opened.enter_context(archive.open(f"{name}.npy"))
         else:
             file = opened.enter_context(open(path, "rb"))

@@ -281,6 +281,8 @@ def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dic
         return {ending: Path(f"{default}{ending}") for ending in endings}
     path = Path(text)
     wanted = ", ".join(f"NAME{ending}" for ending in endings)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"--{flag}={text} is a device or a pipe; name a file (writes {wanted})")
     if text.endswith("/") or path.is_dir():
         raise UserError(
             f"--{flag}={text} is a folder; name a file in it, such as {path / 'result'} (writes "

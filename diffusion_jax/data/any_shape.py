@@ -196,7 +196,7 @@ def described(path: str, channel_axis: str = "") -> tuple[tuple[int, ...], np.dt
     """
     file = _file(path)
     try:
-        shape, dtype = npz.described(file, "data" if file.suffix == ".npz" else "")
+        shape, dtype = npz.described(file, "data" if file.suffix.lower() == ".npz" else "")
     except UserError as error:
         raise _unreadable(path, error) from error
     _check(path, "data", shape, dtype)
@@ -234,6 +234,8 @@ def read(path: str, names: Iterable[str] = (), channel_axis: str = "") -> FileSp
                 raise UserError(f"{what}: '{name}' has no 'test_{name}' for 'test_data'; save both")
             more[name] = found[name], found[f"test_{name}"]
         return FileSplits(arrays, rows, labels, f"{axes}; split by its arrays", more)
+    if lone := sorted(name for name in found if name.startswith("test_")):
+        raise UserError(f"{what} has '{lone[0]}' and no 'test_data'; save both, or neither")
     rows = array_files.held_out(len(data), labels, what)
     split_labels = tuple(None if labels is None else labels[r] for r in rows)
     more = {name: (found[name], found[name]) for name in names if name in found}
@@ -263,7 +265,7 @@ def _arrays(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         (*names, *map("test_{}".format, names)),
     )
     try:
-        if file.suffix == ".npz":
+        if file.suffix.lower() == ".npz":
             return npz.load(file, {"data": anything}, lambda n: anything if n in every else None)
         found = {"data": npz.mapped(file)}
         for name in names[1:]:
@@ -279,7 +281,7 @@ def _arrays(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 def _file(path: str) -> Path:
     file = Path(os.path.expanduser(path))
-    if file.suffix not in (".npz", ".npy") or not file.exists():
+    if file.suffix.lower() not in (".npz", ".npy") or not file.exists():
         wrong = "is not an .npz or .npy file" if file.exists() else "does not exist"
         raise UserError(
             f"data.path={path} {wrong}; name an .npz file with 'data' (N, ..., C), or an .npy file"

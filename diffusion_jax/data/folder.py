@@ -24,7 +24,6 @@ from PIL import Image, ImageOps
 from diffusion_jax.core.errors import UserError, printable
 from diffusion_jax.data import aspect, captions, layout, pixels, transforms, tree
 from diffusion_jax.data.held_out import File, held_out
-from diffusion_jax.data.layout import Arranged
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Lazy, Source, Splits, held_in_memory, parallel
 from diffusion_jax.data.transforms import Size
@@ -80,7 +79,7 @@ def load(
     root = _root(path)
     listing = tree.walk(root, transforms.endings(), _is_image)
     found = layout.arrange(root, listing, how)
-    _warn_of_unused(path, listing, found, captioned)
+    layout.warn_of_unused(path, listing, found, captioned)
     parts = [found.train] + ([found.test] if found.test else [])
     total = sum(map(len, parts))
     unreadable = Unreadable(path, default_limit(total) if limit_bad < 0 else limit_bad)
@@ -91,7 +90,7 @@ def load(
         raise UserError(
             f"data.path={path}: no image of the {'test' if parts[0] else 'train'} split is readable"
         )
-    _check_classes(path, found.classes, {f.label for f in parts[0]})
+    layout.check_classes(path, found.classes, {f.label for f in parts[0]})
     every = {file: header for part in headers for file, header in part.items()}
     if not found.test:
         parts = held_out(parts[0], f"data.path={path}")
@@ -173,28 +172,6 @@ def _is_image(path: str) -> bool:
             return True
     except transforms.UnreadableImage:
         return False
-
-
-def _warn_of_unused(path: str, listing: tree.Tree, found: Arranged, captioned: bool) -> None:
-    """One warning of what the folder holds and is not used."""
-    expected = (
-        (lambda name: name == "metadata.jsonl" or name.lower().endswith(".txt"))
-        if captioned
-        else (lambda name: False)
-    )
-    files = tree.ignored(listing, expected)
-    unused = [*([f"{files}"] if files else []), *found.dropped]
-    if unused:
-        logging.warning("data.path=%s: not used: %s", printable(path), "; ".join(unused))
-
-
-def _check_classes(path: str, classes: tuple[str, ...], left: set[str]) -> None:
-    """Refuse a class without readable training images, which would renumber the other classes."""
-    if empty := [name for name in classes if name not in left]:
-        raise UserError(
-            f"data.path={path}: no training image of class {empty[0]} is readable; "
-            "replace its files, or move its folder away"
-        )
 
 
 def _captions_root(root: Path, folder: Path) -> Path:

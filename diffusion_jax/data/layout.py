@@ -18,10 +18,12 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_jax.core.errors import UserError, unknown
+from absl import logging
+
+from diffusion_jax.core.errors import UserError, printable, unknown
 from diffusion_jax.data.held_out import FLAT, File
 from diffusion_jax.data.splits import Split, find_splits
-from diffusion_jax.data.tree import Parts, Tree, counted, listed, natural, shown_path
+from diffusion_jax.data.tree import Parts, Tree, counted, ignored, listed, natural, shown_path
 
 LAYOUTS = ("", "classes", "splits", "flat")
 MOST_REPEATED = 1_000_000  # images reached a second time through links
@@ -86,6 +88,45 @@ def arrange(root: Path, tree: Tree, layout: str = "") -> Arranged:
     rule = f"a tenth{f' of {wrapper}/' if wrapper else ''} is held out by file name"
     folder = root.joinpath(*train.root)
     return Arranged(_files(root, train), None, names, rule, (folder, folder), dropped)
+
+
+def warn_of_unused(path: str, listing: Tree, found: Arranged, captioned: bool = False) -> None:
+    """Give one warning of what a folder holds and is not used.
+
+    Args:
+      path: data.path.
+      listing: what is in the folder.
+      found: what of it is used.
+      captioned: whether files of captions are used, too.
+    """
+    expected = (
+        (lambda name: name == "metadata.jsonl" or name.lower().endswith(".txt"))
+        if captioned
+        else (lambda name: False)
+    )
+    files = ignored(listing, expected)
+    unused = [*([f"{files}"] if files else []), *found.dropped]
+    if unused:
+        logging.warning("data.path=%s: not used: %s", printable(path), "; ".join(unused))
+
+
+def check_classes(path: str, classes: tuple[str, ...], left: set[str], name: str = "image") -> None:
+    """Refuse a class without readable training files, which would renumber the other classes.
+
+    Args:
+      path: data.path.
+      classes: the names of the classes.
+      left: the classes that have readable files.
+      name: what a file holds, for the message.
+
+    Raises:
+      UserError: naming the first class that has none.
+    """
+    if empty := [each for each in classes if each not in left]:
+        raise UserError(
+            f"data.path={path}: no training {name} of class {printable(empty[0])} is readable; "
+            "replace its files, or move its folder away"
+        )
 
 
 def _class_names(root: Path, train: Split, test: Split) -> tuple[str, ...]:
@@ -184,6 +225,6 @@ def _without_images(tree: Tree, train: Split) -> list[str]:
     ]
     unused.sort(key=lambda folder: natural(folder[n]))
     return [
-        f"{shown_path(folder)}/, which has no images{counted(tree, folder, ' (', ')')}"
+        f"{shown_path(folder)}/, which holds nothing that is read{counted(tree, folder, ' (', ')')}"
         for folder in unused
     ]

@@ -130,7 +130,7 @@ def load(
     rest = seed, captioned, captions, layout, value_range, normalization
     rest = (*rest, sounds, roles, condition, dense, buckets, channel_axis)
     if name != "latents":
-        transforms.check_request(image_size, channels)
+        transforms.check_request(image_size, 0)
         image_size = transforms.frame(image_size, fit) or 0
     request = _Request(name, path, data_dir, image_size, channels, num_classes, limit_bad, *rest)
     return _loaded(request)
@@ -172,6 +172,11 @@ def _check(request: _Request) -> None:
     ours = path or name in {*WITH_PATH, *toys.TOYS, "digits", "digits_captions"} - {*IDX_CLASSES}
     if not ours and tfds_sounds.is_of_sounds(name, request.data_dir):
         heard = ("sound", name)
+    if name in heard:
+        sound_sets.check_channels(request.channels)
+    elif name != "latents":
+        transforms.check_request(0, request.channels)
+    images, measured = ("sets of images",), ("arrays", "sound", "table")
     for key, value, users in (
         ("layout", request.layout, ("folder", "sound")),
         ("value_range", request.value_range, ("folder", "npz")),
@@ -184,8 +189,13 @@ def _check(request: _Request) -> None:
         ("dense", request.dense and "array", ("arrays",)),
         ("buckets", request.buckets, ("folder",)),
         ("channel_axis", request.channel_axis if ours else "", ("arrays",)),
+        ("captions", request.captions, ("npz",)),
+        ("limit_bad", str(request.limit_bad) if request.limit_bad >= 0 else "", ("folder", *heard)),
+        ("normalization", request.normalization if ours else "", measured),
+        ("image_size", _shown(request.image_size) if name in (*toys.TOYS, "sound") else "", images),
+        ("channels", request.channels if name in toys.TOYS else 0, images),
     ):
-        if value and value != "last" and name not in users:
+        if value and value not in ("last", "standard") and name not in users:
             raise UserError(
                 f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}"
             )
@@ -199,6 +209,11 @@ def _check(request: _Request) -> None:
     if request.captioned and plain:
         ours = "digits_captions, folder, npz or coco_captions"
         raise UserError(f"data.name={name} has no captions; use {ours}, or config.text.encoder=''")
+
+
+def _shown(size: Size) -> str:
+    """A size of images as it is typed; '' for none."""
+    return f"{size.height}x{size.width}" if isinstance(size, transforms.Frame) else ""
 
 
 def _latents(request: _Request) -> Dataset:

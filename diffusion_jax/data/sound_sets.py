@@ -116,8 +116,7 @@ def described(path: str, request: Request, how: str = "", limit_bad: int = -1) -
 def _recordings_of(path: str, request: Request, how: str, limit_bad: int, what: str) -> Recordings:
     """The sounds of a folder or an .npz file, which are not read yet."""
     place = Path(os.path.expanduser(path))
-    if request.channels not in (0, 1, 2):
-        raise UserError(f"data.channels={request.channels}: sounds are mono, 1, or stereo, 2")
+    check_channels(request.channels)
     if place.suffix == ".npz" and place.is_file():
         return sound_arrays.of_npz(place, request, what)
     if place.is_dir():
@@ -126,6 +125,19 @@ def _recordings_of(path: str, request: Request, how: str, limit_bad: int, what: 
     raise UserError(
         f"{what} {wrong}; name a folder of WAV or FLAC files, or an .npz file of sounds"
     )
+
+
+def check_channels(channels: int) -> None:
+    """Check that sounds can have so many channels.
+
+    Args:
+      channels: data.channels; 0 keeps what the sounds have.
+
+    Raises:
+      UserError: for anything but mono and stereo.
+    """
+    if channels not in (0, 1, 2):
+        raise UserError(f"data.channels={channels}: sounds are mono, 1, or stereo, 2")
 
 
 def format_of(found: Recordings, request: Request, what: str) -> Sound:
@@ -242,7 +254,9 @@ def _of_folder(root: Path, request: Request, how: str, limit_bad: int, what: str
         raise UserError(f"{what} holds no WAV or FLAC files{held}")
     by_name = bool(request.pattern)
     arranged = layout.arrange(root, listing, "flat" if by_name else how)
+    layout.warn_of_unused(str(root), listing, arranged)
     train, test = _readable(arranged, request.length, limit_bad, what)
+    layout.check_classes(str(root), arranged.classes, {file.label for file in train}, "sound")
     if by_name:
         names = [Path(file.name).stem for file in train]
         values = fields.of_names(_stem(request.pattern), names, what)

@@ -147,12 +147,13 @@ def _sized(trained: workdirs.Trained, size: str) -> workdirs.Trained:
     if not size:
         return trained
     model, match = trained.experiment, re.fullmatch(r"(\d{1,4})x(\d{1,4})", size)
-    if not match or len(model.shape) != 3 or model.latents or model.dense or "0" in match.groups():
+    sides = [int(side) for side in match.groups()] if match else [0]
+    if 0 in sides or len(model.shape) != 3 or model.latents or model.dense:
         raise UserError(
             f"--size={size:.20}: write height and width of images, such as 64x96, for a model of "
             "images without a dense condition"
         )
-    shape = (int(match[1]), int(match[2]), model.shape[2])
+    shape = (*sides, model.shape[2])
     return trained._replace(experiment=model._replace(shape=shape))
 
 
@@ -179,12 +180,14 @@ def _resolved(
     if guidance is not None:
         settings = settings._replace(guidance=guidance)
     resolved = sampling.method(trained.experiment, settings)
-    evaluations = sampling.evaluations(resolved) or "as many as the tolerance needs:"
+    count = sampling.evaluations(resolved)
     model = trained.experiment
     name = media.media_of(model.shape, model.normalization).name
+    # an adaptive solver makes as many as its tolerance needs
+    evaluations = f"{count} evaluation{'s' * (count != 1)}" if count else "adaptive evaluations"
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {settings.name} "
-        f"on grid {resolved.grid}, {evaluations} evaluations per {name}",
+        f"on grid {resolved.grid}, {evaluations} per {name}",
         file=sys.stderr,
     )
     return denoiser.led_away(model, negative_prompt, guided=resolved.guided), resolved

@@ -49,6 +49,21 @@ def test_a_path_that_would_be_ignored(name):
     fails(f"data.path=/x is not used by data.name={name}", name, path="/x")
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("digits", {"normalization": "range"}),
+        ("digits", {"captions": "a.json"}),
+        ("digits", {"limit_bad": 0}),
+        ("rings", {"image_size": 8}),
+        ("rings", {"channels": 3}),
+        ("sound", {"image_size": 8, "path": "/x"}),
+    ],
+)
+def test_a_key_that_would_be_ignored(name, options):
+    fails(f"data.{[*options][0]}=.* is not used by data.name={name}, only by", name, **options)
+
+
 # ---- TFDS ----
 def test_a_set_that_is_not_prepared_says_what_to_type(tmp_path, monkeypatch):
     real = importlib.util.find_spec

@@ -233,10 +233,10 @@ def test_an_empty_split_is_refused_and_an_empty_class_is_named():
     with pytest.raises(UserError, match="data/Train holds no images"):
         arranged("test*5", empty=("Train",))
     assert arranged("cat*9", "dog*9", empty=("eel", "fox/young")).dropped == [
-        "eel/, which has no images"
+        "eel/, which holds nothing that is read"
     ]
     assert arranged("train/cat*9", "test/cat*2", empty=("train/eel",)).dropped == [
-        "train/eel/, which has no images"
+        "train/eel/, which holds nothing that is read"
     ]
 
 

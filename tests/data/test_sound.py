@@ -110,6 +110,7 @@ def test_subfolders_are_classes_and_stereo_and_rates_are_brought_to_one(tmp_path
         given = {"rate": 0} if key == "rates" else {"rate": RATE}
         with pytest.raises(UserError, match=words):
             load(tmp_path, **given)
+    assert load(tmp_path, rate=RATE, channels=2).image_shape == (256, 2)
     found = load(tmp_path, rate=RATE, channels=1)
     assert found.class_names == ("high", "low") and found.image_shape == (256, 1)
     rows = found.train.rows(np.arange(len(found.train)))
@@ -226,6 +227,18 @@ def test_hostile_files_are_skipped_up_to_a_limit_and_named(recordings, caplog):
     assert len(found.train) == 8 and "skipped unreadable sounds" in caplog.text
     with pytest.raises(UserError, match="more than data.limit_bad=1 unreadable sounds"):
         load(recordings, length=0.064, limit_bad=1, **FIELDS)
+
+
+def test_files_and_classes_that_are_not_read_are_named(tmp_path, caplog):
+    for i in range(9):
+        write(tmp_path / "cat" / f"{i}.wav", tone(500))
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "0.mp3").write_bytes(b"ID3")
+    assert load(tmp_path).class_names == ("cat",)
+    assert "1 .mp3; dog/, which holds nothing that is read (1 .mp3)" in caplog.text
+    write(tmp_path / "dog" / "1.wav", np.zeros((2, 3)))
+    with pytest.raises(UserError, match="no training sound of class dog is readable"):
+        load(tmp_path)
 
 
 def test_what_needs_soundfile_says_so(tmp_path, monkeypatch):

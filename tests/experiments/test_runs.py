@@ -207,7 +207,7 @@ def test_the_commands_take_one_evaluation(trained):
         "--config.sampler.name=ode.edm_heun",
         "--config.sampler.nfe=2",
     )
-    assert ", 1 evaluations per image" in done.stdout + done.stderr and np.load(
+    assert ", 1 evaluation per image" in done.stdout + done.stderr and np.load(
         folder / "samples.npz"
     )["images"].shape == (1, 8, 8, 1)
     done = command(

@@ -54,6 +54,11 @@ def test_out_of_another_format_and_a_folder_are_refused(text):
         parsing.output("out", text, ".npz", ".png")
 
 
+def test_out_is_no_device():
+    with pytest.raises(UserError, match="--out=/dev/null is a device or a pipe"):
+        parsing.output("out", "/dev/null", ".npz")
+
+
 def test_a_folder_to_write_to_is_no_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file; name a folder"):
