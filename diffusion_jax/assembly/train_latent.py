@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import autoencoders, components, config_files, latent, workdir
+from diffusion_jax.assembly import autoencoders, components, config_files, latent, outputs, workdir
 from diffusion_jax.assembly.train import train
-from diffusion_jax.core import parsing, reading, staging
+from diffusion_jax.core import reading, staging
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import latents
 
@@ -40,7 +40,7 @@ def encode(
     Raises:
       UserError: for a workdir of another kind of model, and for images of another size.
     """
-    file = parsing.output("out", out, ".npz")[".npz"]
+    file = outputs.named("out", out, ".npz")[".npz"]
     trained = workdir.load(path, config)
     codec = autoencoders.codec(trained.experiment, trained.params)
     dataset = workdir.dataset(config, path)

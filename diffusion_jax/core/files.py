@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from typing import Any
 from diffusion_jax.core import reading, staging
 from diffusion_jax.core.errors import UserError
 
+LONGEST_NAME = 255  # bytes of a file name on all usual disks
+TEMPORARY_NAME = len(".012345678901.tmp") + 1  # what `atomic_path` adds to a name
 ABANDONED = 24 * 3600  # seconds after which nobody writes into a temporary folder any more
 _TEMPORARY = re.compile(r"\.(.+\.)?[0-9a-f]{12}\.tmp")
 
@@ -93,6 +96,37 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Check that `atomic_path` can write a file, and leave nothing behind.
+
+    A command calls this before its work, whose results would be lost otherwise. A full disk is not
+    found in this way.
+
+    Args:
+      path: the file; its folder need not exist.
+
+    Raises:
+      UserError: where the folder cannot be written, or the name is too long.
+    """
+    path = Path(os.path.abspath(path))
+    folder = next(parent for parent in path.parents if os.path.lexists(parent))
+    longest = len(os.fsencode(path.name)) + TEMPORARY_NAME
+    try:
+        names = path.relative_to(folder).parts[:-1]
+        if max(longest, *(len(os.fsencode(name)) for name in names), 0) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, "a name in it is too long")
+        trial = folder / f".{uuid.uuid4().hex[:12]}.tmp"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        remedy = (
+            "use a shorter name"
+            if error.errno == errno.ENAMETOOLONG
+            else "choose a folder that can be written"
+        )
+        raise UserError(f"cannot write '{path}': {error.strerror}; {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -281,9 +281,9 @@ def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dic
         return {ending: Path(f"{default}{ending}") for ending in endings}
     path = Path(text)
     wanted = ", ".join(f"NAME{ending}" for ending in endings)
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise UserError(f"--{flag}={text} is a device or a pipe; name a file (writes {wanted})")
-    if text.endswith("/") or path.is_dir():
+    if text.endswith("/") or os.path.isdir(path):
         raise UserError(
             f"--{flag}={text} is a folder; name a file in it, such as {path / 'result'} (writes "
             f"{wanted})"
@@ -308,6 +308,6 @@ def folder(flag: str, text: str | Path) -> Path:
       UserError: if the path is a file.
     """
     path = Path(text)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise UserError(f"--{flag}={text} is a file; name a folder to write to")
     return path

@@ -170,8 +170,8 @@ def colorize(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
     """
     if len(shape) != 3 or shape[-1] == 1:
         raise UserError(
-            f"colorize needs color images, and examples are {tuple(shape)}; take inpaint, superres "
-            "or deblur"
+            f"colorize needs color images, and examples are {tuple(shape)}; take inpaint"
+            + (", superres or deblur" if len(shape) > 1 else " or linear")
         )
     return Measurement(
         lambda x: jnp.mean(x, -1, keepdims=True),

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import autoencoders, experiment, sample_conditions, sampling
+from diffusion_jax.assembly import autoencoders, experiment, outputs, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, provenance
@@ -52,6 +52,8 @@ def evaluate(
     """
     mesh = sampling.sampling_mesh(config)
     names, scores = scoring.requested(features, metrics)  # before anything takes long
+    root = folders.outputs(workdir)
+    outputs.need_writable(root / "evaluation.json")
     trained = workdirs.load(workdir, config, mesh)
     model = trained.experiment
     experiment.need_judged(model)
@@ -72,7 +74,6 @@ def evaluate(
         file=sys.stderr,
     )
     how = {"features": chosen.features, "metrics": chosen.metrics, "statistics": compared}
-    root = folders.outputs(workdir)
     folder = root / "evaluation"
     result = score_samples(trained, dataset, num, repeats, mesh, folder, **how)
     measured, table = held_out(trained, dataset, mesh)

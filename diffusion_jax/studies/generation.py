@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import denoiser, sample_conditions, sampling
+from diffusion_jax.assembly import denoiser, outputs, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import parsing
@@ -133,7 +133,7 @@ def _drawn(
 def _files(out: str, workdir: str, gif: bool) -> dict[str, Path]:
     """The files to write, by their endings."""
     endings = (".npz", ".png", ".gif")[: 3 if gif else 2]
-    return parsing.output("out", out, *endings, default=folders.outputs(workdir) / "samples")
+    return outputs.named("out", out, *endings, default=folders.outputs(workdir) / "samples")
 
 
 def _seeds(seeds: str, num: int | None, prompts: Sequence[str]) -> list[int]:

@@ -159,7 +159,7 @@ def vectors(experiment: Experiment, text: str) -> Array:
         return jnp.zeros((1, columns + 1))
     if Path(os.path.expanduser(text)).suffix in (".npz", ".npy"):
         values = _arrays("condition", text).get("condition", np.zeros((0, 0)))
-        values = values[:, None] if values.ndim == 1 else values
+        values = values.reshape(-1, 1) if values.ndim < 2 else values
     else:
         values = _typed(text)
     if values.ndim != 2 or values.shape[1] != columns or not len(values):
@@ -270,8 +270,11 @@ def _arrays(flag: str, text: str) -> dict[str, np.ndarray]:
 
 def _image(experiment: Experiment, text: str) -> dict[str, Any]:
     """An image file as an array of one image, of the size that the model takes."""
-    if not experiment.is_image:
-        raise UserError(f"--dense={text}: name an .npz or .npy file, since samples are no images")
+    if not experiment.is_image or experiment.shape[-1] not in transforms.MODES:
+        raise UserError(
+            f"--dense={text}: name an .npz or .npy file, since samples {tuple(experiment.shape)} "
+            "are no pictures"
+        )
     shape, measured = experiment.shape, experiment.dense.measured
     try:
         with transforms.open_image(os.path.expanduser(text)) as image:

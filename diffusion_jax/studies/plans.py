@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax.core import files, parsing, provenance, reading
+from diffusion_jax.assembly import outputs
+from diffusion_jax.core import files, provenance, reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.planning import cards, sampling_cards, words
 from diffusion_jax.planning.devices import GIB, Topology, find_topology
@@ -53,7 +54,7 @@ def plan(
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     where = find_topology(topology)
-    path = parsing.output("out", out, ".json")[".json"] if out else None
+    path = outputs.named("out", out, ".json")[".json"] if out else None
     size = hbm * GIB or None
     record = {
         "topology": topology,

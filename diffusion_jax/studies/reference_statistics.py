@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.assembly import outputs
 from diffusion_jax.assembly import workdir as workdirs
-from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError, printable, unknown
 from diffusion_jax.evaluation import choice, hearing
 from diffusion_jax.evaluation import statistics as reference
@@ -35,11 +35,12 @@ def statistics(
     """
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
-    path = parsing.output("out", out, ".npz")[".npz"]
+    path = outputs.named("out", out, ".npz")[".npz"]
     dataset = workdirs.images(config, workdir)
     if len(dataset.image_shape) != 3:
         raise UserError(
-            f"data.name={config.data.name} is a set of points; statistics are of images"
+            f"data.name={config.data.name} has samples {tuple(dataset.image_shape)}; statistics "
+            "are of images, (H, W, C)"
         )
     extractor = choice.extractor_for(
         features or choice.default_features(dataset.train), dataset.train

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.assembly import components
+from diffusion_jax.assembly import components, outputs
 from diffusion_jax.assembly.build import build, resolved
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
@@ -102,7 +102,7 @@ def toy_movie(
         )
     rows, columns = _specs("processes", processes), _specs("samplers", samplers)
     name = resolved(components.TARGETS, target).partition("(")[0].rpartition(".")[2]
-    files = parsing.output("out", out, ".gif", ".png", default=Path("runs") / f"toy_movie_{name}")
+    files = outputs.named("out", out, ".gif", ".png", default=Path("runs") / f"toy_movie_{name}")
     keys = generate.seeds_to_keys(range(seed, seed + num))
     panels = {}
     with progress(len(rows) * len(columns), "sampling", unit="panels") as advance:

@@ -180,6 +180,12 @@ def test_files_that_do_not_fit_are_one_line(both, tmp_path):
     (tmp_path / "d.png").write_text("no image")
     with pytest.raises(UserError, match="cannot be read as an image"):
         given(both, "", str(tmp_path / "d.png"))
+    np.savez(tmp_path / "e.npz", condition=1.5)
+    with pytest.raises(UserError, match="it has 1 numbers, and this model takes 2"):
+        given(both, str(tmp_path / "e.npz"))
+    five = both._replace(shape=(4, 4, 5))
+    with pytest.raises(UserError, match="are no pictures"):
+        given(five, "1,2", str(tmp_path / "d.png"))
 
 
 def test_what_no_array_conditions_takes_none_of_them():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax.assembly import config_files
-from diffusion_jax.core import parsing
+from diffusion_jax.assembly import config_files, outputs
+from diffusion_jax.core import files, parsing
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies.few_step import methods
 
@@ -57,6 +57,18 @@ def test_out_of_another_format_and_a_folder_are_refused(text):
 def test_out_is_no_device():
     with pytest.raises(UserError, match="--out=/dev/null is a device or a pipe"):
         parsing.output("out", "/dev/null", ".npz")
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for out in ("file/a", "new/" + "a" * 240, "n" * 256 + "/a"):
+        with pytest.raises(UserError, match="cannot write '.*; (choose a folder|use a shorter)"):
+            outputs.named("out", str(tmp_path / out), ".npz")
+    with pytest.raises(UserError, match="cannot write '.*a.json': Not a directory"):
+        outputs.folder("out", tmp_path / "file" / "sub", "a.json")
+    found = outputs.named("out", str(tmp_path / "new" / ("a" * 230)), ".npz")[".npz"]
+    assert os.listdir(tmp_path) == ["file"]  # the trial leaves nothing behind
+    files.save_json(found, {})
 
 
 def test_a_folder_to_write_to_is_no_file(tmp_path):

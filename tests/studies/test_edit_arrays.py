@@ -16,7 +16,7 @@ from diffusion_jax.data import normalization
 from diffusion_jax.data.columns import Column
 from diffusion_jax.report import media
 from diffusion_jax.studies.edits import arrays as edit_arrays
-from diffusion_jax.studies.edits import requests
+from diffusion_jax.studies.edits import command, requests
 from diffusion_jax.studies.edits import tasks as edit_tasks
 from diffusion_jax.studies.edits.job import conditions, job_for
 from diffusion_jax.studies.inverse import on_arrays, on_images
@@ -203,6 +203,11 @@ def test_masks_from_files_fit_or_are_refused_in_one_line(tmp_path):
         with pytest.raises(UserError, match=words) as error:
             requests.mask_for(str(tmp_path / name), (8, 2))
         assert "\n" not in str(error.value)
+
+
+def test_files_of_a_mask_of_many_columns_have_a_short_name():
+    names = [command._file_name(["inpaint", f"{k}," + "column," * 60, "ddnm"]) for k in (0, 1)]
+    assert len({*names}) == 2 and max(map(len, names)) < 120
 
 
 def test_masks_of_a_table_are_of_whole_columns(tmp_path):

@@ -108,6 +108,7 @@ def test_pictures_that_cannot_be_edited(tmp_path):
         ("folder.png", GRAY, "cannot be read as a picture"),
         ("absent.png", GRAY, "No such file"),
         ("square.png", (8, 6, 1), "8x8 .* images are 8x6"),
+        ("square.png", (8, 8, 5), "have 5 channels, and pictures have 1, 3 or 4"),
     ):
         with pytest.raises(UserError, match=f"^--image=.*{said}") as error:
             requests.read_images([str(tmp_path / name)], shape)
@@ -164,6 +165,7 @@ def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
         ("inpaint", "random(keep=2.0)", GRAY, "between 0 and 1"),
         ("colorize", "", GRAY, "needs color images"),
         ("colourise", "", GRAY, "needs color images"),  # an alias
+        ("colorize", "", (5,), "take inpaint or linear"),
         ("colorize", "half", COLOR, "has no mask"),
         ("superres(factor=3)", "", GRAY, "does not divide"),
         ("superres(times=2)", "", GRAY, "superres takes factor, std"),

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import config_files, experiment
+from diffusion_jax.assembly import config_files, experiment, outputs
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.report import tables
@@ -96,7 +96,7 @@ def benchmark(
     settings = BenchmarkSettings(
         entries or list(SAMPLERS), nfe, noise, classes, batch, repeats, steps
     )
-    path = parsing.output("out", out, ".json")[".json"]
+    path = outputs.named("out", out, ".json")[".json"]
     python = peer_python or sys.executable
     compared = PeerSettings(
         parse_peers(peers), preset, python, peer_batch, repeats, nfe, path.parent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import data_record, experiment
+from diffusion_jax.assembly import data_record, experiment, outputs
 from diffusion_jax.assembly import workdir as workdirs
-from diffusion_jax.core import files, parsing, provenance
+from diffusion_jax.core import files, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.pretrained import folders
@@ -30,6 +32,7 @@ from diffusion_jax.studies.edits.requests import (
     strengths_of,
 )
 
+LONGEST = 100  # bytes of the name of the files
 MEAN_OF = 10_000  # training samples of whose mean the trivial baselines are made, at most
 
 
@@ -185,13 +188,18 @@ def _files(out: str, workdir: str, parts: Sequence[str], *, arrays: bool) -> dic
     """The files to write, by their endings."""
     stem = folders.outputs(workdir) / "edits" / _file_name(parts)
     endings = [".png", ".json", *([".npz"] if arrays else [])]
-    return parsing.output("out", out, *endings, default=stem)
+    return outputs.named("out", out, *endings, default=stem)
 
 
 def _file_name(parts: Sequence[str]) -> str:
     """The name of the files: what is not empty, in characters that suit files."""
     plain = [re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part]
-    return "-".join(plain)
+    name = "-".join(plain)
+    if len(os.fsencode(name)) <= LONGEST:
+        return name
+    # such as the names of many columns of a table
+    short = os.fsencode(name)[:LONGEST].decode(errors="ignore")
+    return f"{short}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def _job(

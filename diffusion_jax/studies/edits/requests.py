@@ -174,6 +174,12 @@ def read_images(files: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
         are not square.
     """
     height, width, channels = shape
+    if channels not in transforms.MODES:
+        raise UserError(
+            f"--image={files[0]}: the model's images have {channels} channels, and pictures have "
+            "1, 3 or 4; name a file of such images by --config.data.path, whose held-out samples "
+            "are then edited"
+        )
     found = []
     for name in files:
         path = Path(parsing.expand_home("--image", name))

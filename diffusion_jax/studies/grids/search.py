@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, sampling
+from diffusion_jax.assembly import components, outputs, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.core import parsing, provenance
@@ -91,7 +91,7 @@ def optimize_grid(
     """
     name, budgets = grid_name(name, sampler), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
     check_sampler(sampler, budgets, build(components.PROCESSES, config.process))
-    stem = parsing.folder("out", out or folders.outputs(workdir) / "grids") / name
+    stem = outputs.folder("out", out or folders.outputs(workdir) / "grids", f"{name}.json") / name
     scoring.requested(features, metrics)
     judging = {"features": features, "metrics": metrics, "reference": reference}
     counts = starts, max(starts, num) if polish else starts, num, solved
@@ -134,7 +134,7 @@ def optimize_on_target(
     """
     name, budgets = grid_name(name, sampler), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
     check_sampler(sampler, budgets, build(components.PROCESSES, process))
-    stem = parsing.folder("out", out or f"runs/grids_{file_name(target)}") / name
+    stem = outputs.folder("out", out or f"runs/grids_{file_name(target)}", f"{name}.json") / name
     seeds = [*range(FIRST_SEED, FIRST_SEED + starts)], [*range(num)]
     with jax.enable_x64(True):
         both = [subjects.of_target(target, process, part) for part in seeds]

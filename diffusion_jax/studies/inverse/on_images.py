@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly import experiment, outputs
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import files, parsing
@@ -83,7 +83,8 @@ def compare_on_images(
     # spread over the split, which may be sorted by class
     index = np.unique(np.linspace(0, len(dataset.test) - 1, num).round().astype(int))
     job = job_for(trained, dataset, index, labels, [], range(len(index)))
-    stem = parsing.folder("out", out or folders.outputs(workdir)) / "inverse_benchmark"
+    root = outputs.folder("out", out or folders.outputs(workdir), "inverse_benchmark.json")
+    stem = root / "inverse_benchmark"
     about = {
         "config": trained.experiment.record,
         "step": trained.step,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.assembly import components, sampling
+from diffusion_jax.assembly import components, outputs, sampling
 from diffusion_jax.assembly.build import build
 from diffusion_jax.core import files, parsing
 from diffusion_jax.core.errors import UserError
@@ -117,7 +117,7 @@ def compare_with_posterior(
             build(components.METHODS, method)
     settings = MixtureSettings(target, process, sampler, grid, std, num, draws)
     folder = out or "runs/inverse_" + re.sub(r"\W+", "_", target).strip("_")
-    stem = parsing.folder("out", folder) / "inverse_benchmark"
+    stem = outputs.folder("out", folder, "inverse_benchmark.json") / "inverse_benchmark"
     with jax.enable_x64(True):
         table = open_rows(stem.with_suffix(".json"), settings._asdict())
         rows = make_rows(settings, chosen, budgets, table)

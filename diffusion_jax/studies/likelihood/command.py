@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import experiment, sample_conditions, sampling
+from diffusion_jax.assembly import experiment, outputs, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import arrays, files, provenance
@@ -58,6 +58,7 @@ def likelihood(
       UserError: for settings that do not fit, and for values that are not finite.
     """
     mesh, stem = sampling.sampling_mesh(config), folders.outputs(workdir) / "likelihood"
+    outputs.need_writable(stem.with_suffix(".json"))
     trained = workdirs.load(workdir, config, mesh)
     experiment.need_pixels(trained.experiment)
     chosen = decided(settings, trained.experiment)

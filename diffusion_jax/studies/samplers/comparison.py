@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components, denoiser, sample_conditions, sampling
+from diffusion_jax.assembly import components, denoiser, outputs, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.assembly.workdir import Trained
@@ -88,7 +88,7 @@ def compare_samplers(
     """
     entries, budgets = _entries(samplers), _budgets(nfe)
     chosen = _seeds(seeds, num or (8 if prompt else 200))
-    root = parsing.folder("out", out or folders.outputs(workdir))
+    root = outputs.folder("out", out or folders.outputs(workdir), "compare.html")
     scoring.requested(features, metrics)
     mesh = sampling.sampling_mesh(config)
     trained = workdirs.load(workdir, config, mesh)
@@ -207,7 +207,7 @@ def compare_on_target(
         )
     entries, budgets = _entries(samplers), _budgets(nfe)
     chosen_seeds = _seeds(seeds, num or 2000)
-    root = parsing.folder("out", out or f"runs/compare_{file_name(target)}")
+    root = outputs.folder("out", out or f"runs/compare_{file_name(target)}", "compare.html")
     options = {"noise": noise or "independent", "fresh": fresh}
     with jax.enable_x64(True):
         path = build(components.PROCESSES, process)

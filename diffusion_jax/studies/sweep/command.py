@@ -13,7 +13,7 @@ from typing import TypedDict, Unpack
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import denoiser, sampling
+from diffusion_jax.assembly import denoiser, outputs, sampling
 from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
@@ -166,4 +166,4 @@ def _root(flags: SweepFlags) -> Path:
     """The folder of the sweep."""
     if not (flags["out"] or flags["workdir"]):
         raise UserError("--out is missing: the folder of the sweep and of its training runs")
-    return parsing.folder("out", flags["out"] or Path(flags["workdir"]) / "sweep")
+    return outputs.folder("out", flags["out"] or Path(flags["workdir"]) / "sweep", "sweep.json")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import sampling
+from diffusion_jax.assembly import outputs, sampling
 from diffusion_jax.core import files, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import intervals
@@ -54,6 +54,7 @@ def ema_sweep(
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
     root, values = folders.outputs(workdir), lengths_of(lengths)
+    outputs.need_writable(root / "ema_sweep.json")
     names = sweep_task.names(features, metrics or "accuracy,frechet")
     chosen = names._replace(reference=reference)
     space = Space((Axis("sampler.ema", tuple(f"post_hoc({value:g})" for value in values)),))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import sampling
+from diffusion_jax.assembly import outputs, sampling
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import intervals
@@ -78,7 +78,7 @@ def draw_mixture(*, scales: str, out: str) -> None:
       scales: guidance scales, separated by commas.
       out: the picture to write.
     """
-    path = parsing.output("out", out, ".png")[".png"]
+    path = outputs.named("out", out, ".png")[".png"]
     guidance_mixture.draw(scales_of(scales), path)
     print(path)
 
@@ -131,6 +131,7 @@ def sweep_model(
     space = Space((Axis("sampler.guide", tuple(guides)), Axis("sampler.guidance", tuple(scales))))
     dataset = checks.data_of(config, workdir, trains=False)
     root = folders.outputs(workdir)
+    outputs.need_writable(root / "guidance_sweep.json")
     task = sweep_task.make(config, workdir, space, root / "guidance_sweep", count, "grid()")
     checks.check(task, dataset)
     sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
