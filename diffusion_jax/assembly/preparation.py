@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.assembly import compatibility
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.kinds import few_step
 from diffusion_jax.assembly.settings import Experiment
@@ -36,10 +37,14 @@ def for_training(
       config: the config.
       dataset: its data.
       workdir: the workdir of the run; see `with_teacher`.
+
+    Raises:
+      UserError: for an objective that does not go with the data or the rest of the model.
     """
     about = dataset.image_shape, dataset.num_classes
     experiment = assemble(config, *about, units=dataset.units)
     experiment = experiment._replace(normalization=dataset.normalization)
+    compatibility.check(experiment, latents=dataset.encoded is not None)
     experiment = experiment.kind.prepare(experiment, dataset.train)
     return with_teacher(with_autoencoder(experiment, dataset.encoded), workdir)
 

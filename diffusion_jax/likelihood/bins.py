@@ -40,6 +40,21 @@ def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Ar
     )
 
 
+def log_density(x: Array, mean: Array, log_variance: Array) -> Array:
+    """Returns the log-density of x under N(mean, exp(log_variance)), in nats.
+
+    Args:
+      x: numbers of any shape.
+      mean: mean of the Gaussian; it broadcasts against x.
+      log_variance: log-variance of the Gaussian; it broadcasts against x.
+
+    Returns:
+      Nats, of the shape of x and mean broadcast together.
+    """
+    square = (x - mean) ** 2 * jnp.exp(-log_variance)
+    return -0.5 * (square + log_variance + math.log(2 * math.pi))
+
+
 def log_level(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
     """Returns the log-probability of x's level among all levels, in nats.
 

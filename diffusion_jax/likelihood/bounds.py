@@ -284,14 +284,13 @@ def _reconstruction(
 
     Its log-variance is between beta-tilde of the move above, t -> s, and sigma_s^2. On the DDPM
     chain this is improved DDPM's first move, whose beta is sigma_1^2 and whose beta-tilde, 0, is
-    replaced by the second's.
+    replaced by the second's. With levels = 0 it is a density.
     """
     low = gaussian.learned_log_variance(process, -jnp.ones_like(x0), t, s)
     high = expand(2 * jnp.log(process.sigma(s)), x0)
-    return (
-        -mean_per_example(bins.log_bin(x0, x0_hat, low + 0.5 * (nu + 1) * (high - low), levels))
-        / BIT
-    )
+    law = x0_hat, low + 0.5 * (nu + 1) * (high - low)
+    log_p = bins.log_bin(x0, *law, levels) if levels else bins.log_density(x0, *law)
+    return -mean_per_example(log_p) / BIT
 
 
 def _kl(gap: Array, log_q: Array, log_p: Array) -> Array:

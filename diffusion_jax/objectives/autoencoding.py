@@ -108,7 +108,7 @@ def bernoulli(binary: bool = False) -> Likelihood:
     def draw(noise: Array, logit: Array, log_scale: Array) -> Array:
         return jnp.where(_logistic(noise) < logit, 1.0, -1.0)
 
-    return Likelihood(log_probability, lambda logit: jnp.tanh(0.5 * logit), draw)
+    return Likelihood(log_probability, lambda logit: jnp.tanh(0.5 * logit), draw, gray_levels=True)
 
 
 def logistic(levels: int = 256) -> Likelihood:
@@ -148,7 +148,8 @@ def logistic(levels: int = 256) -> Likelihood:
         x = mean + jnp.exp(log_scale) * _logistic(noise)
         return jnp.rint((jnp.clip(x, -1, 1) + 1) / (2 * half)) * 2 * half - 1
 
-    return Likelihood(log_probability, lambda mean: jnp.clip(mean, -1, 1), draw, is_discrete=True)
+    kinds = {"is_discrete": True, "gray_levels": True}
+    return Likelihood(log_probability, lambda mean: jnp.clip(mean, -1, 1), draw, **kinds)
 
 
 def _logistic(noise: Array) -> Array:

@@ -64,6 +64,7 @@ class Objective(NamedTuple):
       at: a function (keys, x0, t (B,)) -> Noised, for given times; None without resampling.
       learned: the noise schedule that is learned, whose loss is then used instead of `draw` and
         `loss`; these are of the whole process.
+      gray_levels: whether the loss has a term p(x0 | x_t) of the gray levels of images.
     """
 
     draw: Callable[[Key, Array], Noised]
@@ -71,6 +72,7 @@ class Objective(NamedTuple):
     resampling: Resampling | None = None
     at: Callable[[Key, Array, Array], Noised] | None = None
     learned: Learned | None = None
+    gray_levels: bool = False
 
 
 class FewStepExample(NamedTuple):
@@ -124,6 +126,9 @@ class FewStep(NamedTuple):
         ema_network <- rate ema_network + (1 - rate) student; None: there is no such average.
       needs_teacher: whether `loss` uses the teacher.
       guided: whether `loss` itself applies classifier-free guidance, and so needs a condition.
+      two_times: whether the network receives s as well.
+      bounded: whether the loss fixes differences of f along a trajectory alone, so that f at t_min,
+        x_t / alpha, must come from the parameterization.
     """
 
     draw: Callable[[Key, Array, Array], FewStepExample]
@@ -131,3 +136,5 @@ class FewStep(NamedTuple):
     ema_rate: Callable[[Array], Array] | None = None
     needs_teacher: bool = False
     guided: bool = False
+    two_times: bool = False
+    bounded: bool = False

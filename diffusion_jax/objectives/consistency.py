@@ -341,7 +341,7 @@ def discrete_time(
         error = distance(found, jax.lax.stop_gradient(wanted))
         return error * weight(process, drawn.t, drawn.s) if weight else error
 
-    return FewStep(draw, loss, ema_rate)
+    return FewStep(draw, loss, ema_rate, bounded=True)
 
 
 def adjacent_times(

@@ -82,7 +82,7 @@ def continuous_time(
             return losses
         return balanced(f"consistency.{name}", losses, student.log_variance)
 
-    return FewStep(draw, loss, needs_teacher=with_teacher)
+    return FewStep(draw, loss, needs_teacher=with_teacher, bounded=True)
 
 
 def _tangent(

@@ -34,7 +34,8 @@ def hybrid(
       process: the process that adds noise.
       steps: number of grid points that t is drawn from, DDPM's i / N on its chain.
       vlb_weight: weight of L_vlb.
-      levels: number of values that the data take in [-1, 1].
+      levels: number of values that the data take in [-1, 1]; 0 is for data without such levels, as
+        latents, of which the bound has the density.
 
     Returns:
       The objective. Its loss raises UserError for a network without learned variance.
@@ -43,11 +44,9 @@ def hybrid(
       UserError: for fewer than two steps.
     """
     need_ranges(
-        "elbo.hybrid",
-        steps=(steps, 2, 100_000),
-        vlb_weight=(vlb_weight, 0, 1e6),
-        levels=(levels, 2, 65_536),
+        "learned_variance.hybrid", steps=(steps, 2, 100_000), vlb_weight=(vlb_weight, 0, 1e6)
     )
+    _check_levels("learned_variance.hybrid", levels)
     time = times.grid(steps)
 
     @per_example
@@ -60,14 +59,15 @@ def hybrid(
         prediction = denoise(noised.x_t, noised.t, cond)
         if prediction.nu is None:
             raise UserError(
-                "elbo.hybrid needs a network that learns it: set config.model.learn_variance=True"
+                "learned_variance.hybrid needs a network that learns it: set "
+                "config.model.learn_variance=True"
             )
         simple = mean_per_example((prediction.eps - noised.eps) ** 2)
         held = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
         term = _bound_term(process, noised, held, steps, levels)
         return simple + vlb_weight * steps * term
 
-    return Objective(draw, loss)
+    return Objective(draw, loss, gray_levels=bool(levels))
 
 
 def vlb(
@@ -80,7 +80,8 @@ def vlb(
     Args:
       process: the process that adds noise.
       steps: number of grid points that t is drawn from, DDPM's i / N on its chain.
-      levels: number of values that the data take in [-1, 1].
+      levels: number of values that the data take in [-1, 1]; 0 is for data without such levels, as
+        latents, of which the bound has the density.
       importance: draws times by their losses (eq. 18; resampling.py), which makes the gradient less
         noisy. The held-out loss has uniform times.
 
@@ -90,7 +91,8 @@ def vlb(
     Raises:
       UserError: for fewer than two steps.
     """
-    need_ranges("learned_variance.vlb", steps=(steps, 2, 100_000), levels=(levels, 2, 65_536))
+    need_ranges("learned_variance.vlb", steps=(steps, 2, 100_000))
+    _check_levels("learned_variance.vlb", levels)
     time = times.grid(steps)
 
     @per_example
@@ -112,7 +114,13 @@ def vlb(
         return steps * _bound_term(process, noised, prediction, steps, levels)
 
     resampling = Resampling(steps, process.t_min, process.t_max) if importance else None
-    return Objective(draw, loss, resampling, at)
+    return Objective(draw, loss, resampling, at, gray_levels=bool(levels))
+
+
+def _check_levels(name: str, levels: int) -> None:
+    """UserError for a number of levels that no data have."""
+    if levels:
+        need_ranges(name, levels=(levels, 2, 65_536))
 
 
 def _bound_term(

@@ -191,7 +191,7 @@ def _meanflow(
         square = mean_per_example(error**2)
         return square / jax.lax.stop_gradient(square + c) ** p
 
-    return FewStep(draw, loss, needs_teacher=with_teacher, guided=guide.acts)
+    return FewStep(draw, loss, needs_teacher=with_teacher, guided=guide.acts, two_times=True)
 
 
 def _ending(cond: Cond, s: Array) -> Cond:

@@ -55,12 +55,14 @@ class Likelihood(NamedTuple):
         is mapped to the distribution by its quantile function.
       is_discrete: whether it is a probability of the 256 levels of a pixel, whose bits can be
         compared with other models', rather than a density.
+      gray_levels: whether it is a distribution of numbers in [-1, 1] alone, the gray of images.
     """
 
     log_prob: Callable[[Array, Array, Array], Array]
     image: Callable[[Array], Array]
     draw: Callable[[Array, Array, Array], Array]
     is_discrete: bool = False
+    gray_levels: bool = False
 
 
 def kl(mean: Array, log_variance: Array) -> Array:

@@ -85,7 +85,7 @@ def vdm(
 
     learns = learn_ends or learn_shape
     learned = Learned(schedule, _learned_loss(schedule, law, levels)) if learns else None
-    return Objective(draw, loss, learned=learned)
+    return Objective(draw, loss, learned=learned, gray_levels=True)
 
 
 def _learned_loss(schedule: Schedule, law: times.TimeLaw, levels: int) -> Callable:

@@ -77,6 +77,24 @@ def test_the_gradients_of_the_hybrid_objective_are_finite():
             assert np.all(np.isfinite(gradients(index, scale))), (name, scale)
 
 
+def test_without_levels_the_first_term_is_a_density():
+    """That of a bin is its density times its width, where it is narrow, and other terms are the
+    same.
+    """
+    width, ts = 2 / 65_535, grids.uniform(CHAIN, 8)
+    x0 = 0.5 * pixels(64)  # within the outer bins
+    fine, density = (
+        learned_variance.vlb(CHAIN, 8, levels=levels, importance=False) for levels in (65_536, 0)
+    )
+    noised = fine.draw(jax.random.key(0), x0)
+    denoise = exact_denoiser(CHAIN, ts)
+    extra = density.loss(denoise, noised, None) - fine.loss(denoise, noised, None)
+    first = np.asarray(noised.t) == np.float32(CHAIN.t_min)
+    assert 0 < first.sum() < 64
+    np.testing.assert_allclose(extra[first], 8 * np.log2(width), rtol=1e-3)
+    np.testing.assert_allclose(extra[~first], 0, atol=1e-6)
+
+
 def test_hybrid_estimates_the_whole_bound():
     """vlb_weight times (diffusion + reconstruction) of elbo.vlb, in bits per dimension, on top of
     L_simple.

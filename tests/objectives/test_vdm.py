@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import digits
 from diffusion_jax.assembly import denoiser, sampling, train, trainer, workdir
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.arrays import expand
@@ -21,6 +22,7 @@ from diffusion_jax.likelihood import bins, bounds
 from diffusion_jax.objectives import vdm
 from diffusion_jax.processes import gaussian, learned, schedules
 from diffusion_jax.samplers import base, grids
+from tests.experiments.small_runs import small
 from tests.training import tiny_run
 
 CLOCK = schedules.VDM(gamma_min=-14.0, gamma_max=8.0)
@@ -275,10 +277,14 @@ def test_a_model_samples_by_the_schedule_of_its_weights():
 @pytest.mark.long
 def test_a_run_resumes_its_schedule_bit_by_bit(tmp_path):
     """The schedule is among the weights of a checkpoint; the loaded process has its ends."""
-    steps = {"training__steps": 8, "training__sample_every": 8}
-    assert train.train(config(**steps), str(tmp_path / "whole"))
-    assert train.train(config(**steps), str(tmp_path / "parts"), until=4)
-    assert train.train(config(**steps), str(tmp_path / "parts"))
+    images = small(digits.get_config("vdm"))
+    images.process, images.objective = config().process, config().objective
+    images.optimizer.learning_rate = 0.05
+    images.conditional, images.sampler.guidance = False, 1.0
+    images = images.lock()
+    assert train.train(images, str(tmp_path / "whole"))
+    assert train.train(images, str(tmp_path / "parts"), until=4)
+    assert train.train(images, str(tmp_path / "parts"))
     models = [workdir.load(tmp_path / name) for name in ("whole", "parts")]
     for one, two in zip(*(jax.tree.leaves(model.params) for model in models), strict=True):
         np.testing.assert_array_equal(one, two)
