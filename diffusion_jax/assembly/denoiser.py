@@ -183,7 +183,8 @@ def _perturbed(
     if not hasattr(experiment.model, how):
         raise UserError(
             f"config.sampler.guide: {experiment.specs.model} has no self-attention blocks to "
-            "perturb; pag and slg are for unet.UNet, dit.DiT, mmdit.MMDiT and sd_unet.SDUNet"
+            "perturb; pag and slg are for unet.UNet, ncsnpp.NCSNpp, edm2.EDM2UNet, dit.DiT, "
+            "mmdit.MMDiT and sd_unet.SDUNet"
         )
     known = sorted(name for name, own in params.items() if _attends(own))
     if known == ["blocks"]:  # those of a loop (scan_blocks), along the first axis of each leaf

@@ -144,7 +144,7 @@ def pag(blocks: tuple[str, ...] = ("middle_attention",)) -> Guide:
 
     Args:
       blocks: names of self-attention blocks: 'middle_attention', 'down_1_0_attention', ... of a
-        U-Net, 'block_0', ... of a DiT.
+        U-Net, 'middle_1', ... of EDM2's, 'block_0', ... of a DiT.
 
     Returns:
       The guide. Its scale is 1 for the model itself; the paper's scale s is 1 + s here.

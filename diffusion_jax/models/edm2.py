@@ -147,6 +147,9 @@ class EDM2UNet(nn.Module):
         float32.
       remat: see remat.rematerialized.
       attention_impl: see attention.multi_head.
+      identity_attention: names of blocks whose attention map is the identity, for
+        perturbed-attention guidance: 'middle_1', 'down_2_0', ....
+      skipped: names of blocks whose attention is left out, for skip-layer guidance.
     """
 
     num_classes: int = 0
@@ -170,6 +173,8 @@ class EDM2UNet(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
+    identity_attention: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -254,14 +259,14 @@ class EDM2UNet(nn.Module):
             channels,
             decoder,
             resample,
-            attention=attends,
+            attention=attends and name not in self.skipped,
             head_width=self.head_width,
             dropout=self.dropout,
             residual_balance=self.residual_balance,
             attention_balance=self.attention_balance,
             clip=self.clip,
             resample_filter=self.resample_filter,
-            impl=self.attention_impl,
+            impl=attention.IDENTITY if name in self.identity_attention else self.attention_impl,
             name=name,
         )
         return block(h, embedding, train)

@@ -21,6 +21,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import embeddings, fir, layers
+from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.dropout import rate_at
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.normalization import group_norm
@@ -80,6 +81,9 @@ class NCSNpp(nn.Module):
       dtype: one of layers.DTYPES, for convolutions and attention; see unet.UNet.
       remat: see remat.rematerialized.
       attention_impl: see attention.multi_head.
+      identity_attention: names of self-attention blocks whose attention map is the identity, for
+        perturbed-attention guidance: 'middle_attention', 'down_1_0_attention', ....
+      skipped: names of self-attention blocks that are left out, for skip-layer guidance.
     """
 
     num_classes: int = 0
@@ -104,6 +108,8 @@ class NCSNpp(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
+    identity_attention: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -174,8 +180,11 @@ class NCSNpp(nn.Module):
         return block(h, embedding, train)
 
     def _attention(self, h: Array, name: str) -> Array:
+        if name in self.skipped:
+            return h
+        impl = IDENTITY if name in self.identity_attention else self.attention_impl
         block = rematerialized(layers.AttentionBlock, self.remat)
-        options = self.skip_scale, self.attention_impl, self.dtype
+        options = self.skip_scale, impl, self.dtype
         return block(None, *options, name=name)(h)
 
     def _down(self, x: Array, embedding: Array, train: bool) -> tuple[Array, list[Array]]:

@@ -15,7 +15,9 @@ from diffusion_jax.assembly.experiment import guided_by
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import mmdit
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.edm2 import EDM2UNet
 from diffusion_jax.models.mmdit import MMDiT
+from diffusion_jax.models.ncsnpp import NCSNpp
 from diffusion_jax.models.text import Text
 from diffusion_jax.models.unet import UNet
 from tests.assembly.test_guides import weights
@@ -25,7 +27,10 @@ from tests.models.captioned import text_condition
 NETWORKS = {
     "middle_attention": UNet(width=8, multipliers=(1,), blocks=1, attention=(2,), head_width=4),
     "block_1": DiT(width=8, depth=2, heads=2, patch=2),
+    "down_0_0_attention": NCSNpp(width=8, multipliers=(1,), blocks=1, attention=(2,)),
+    "middle_1": EDM2UNet(width=8, multipliers=(1,), blocks=1, attention=(), head_width=4),
 }
+HEADS = {"down_0_0_attention": (3, 1, 8)}  # of q, k and v, where they are not two of width 4
 every_network = pytest.mark.parametrize("block", NETWORKS)
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 4, 1)), "float32")
 
@@ -60,9 +65,13 @@ def test_only_the_attention_of_the_named_block_is_the_identity(block):
     assert np.abs(plain - changed).max() > 1e-3
     qkv = seen[block]["qkv"]["__call__"][0]
     assert_allclose(qkv, before[block]["qkv"]["__call__"][0], rtol=1e-5, atol=1e-6)
-    qkv = qkv.reshape(2, -1, *((3, 2, 4) if block == "middle_attention" else (2, 3, 4)))
-    v = qkv[:, :, 2] if block == "middle_attention" else qkv[:, :, :, 2]
+    qkv = qkv.reshape(2, -1, *HEADS.get(block, (2, 3, 4) if block == "block_1" else (3, 2, 4)))
+    v = qkv[:, :, :, 2] if block == "block_1" else qkv[:, :, 2]
     layer = params[block]["project"]
+    if block == "middle_1":  # of unit magnitude, without a bias
+        kernel = layer["kernel"] / (1e-4 + np.sqrt(np.square(layer["kernel"]).mean(0)))
+        v = v / (1e-4 + np.sqrt(np.square(v).mean(-1, keepdims=True)))
+        layer = {"kernel": kernel / np.sqrt(len(kernel)), "bias": 0}
     projected = v.reshape(2, -1, 8) @ layer["kernel"] + layer["bias"]
     assert_allclose(
         seen[block]["project"]["__call__"][0].reshape(projected.shape),
@@ -87,7 +96,10 @@ def test_where_the_attention_maps_are_the_identity_nothing_changes():
 def test_a_skipped_block_is_not_run(block):
     params, plain, before = plain_run(block)
     changed, seen = run(NETWORKS[block], params, skipped=(block,))
-    assert set(before) - set(seen) == {block}
+    if block == "middle_1":  # whose convolutions stay
+        assert set(before[block]) - set(seen[block]) == {"qkv", "project"}
+    else:
+        assert set(before) - set(seen) == {block}
     assert np.abs(plain - changed).max() > 1e-3
 
 
