@@ -149,6 +149,7 @@ KEYS: dict[str, Rule] = {
     "model.updown": text(),
     "model.skip_scale": number(0, 10, above=True),
     "model.norm": optional(together(integer(0, 1024), number(0, 1, above=True))),
+    "model.double_norm": flag(),
     "model.learn_variance": flag(),
     "model.extra_channels": integer(0, 1024),
     "model.input_fourier": sequence(integer(0, 16)),

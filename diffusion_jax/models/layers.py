@@ -20,7 +20,7 @@ from diffusion_jax.models import attention, fir
 from diffusion_jax.models.convolution import convolve
 from diffusion_jax.models.dropout import Dropout
 from diffusion_jax.models.embeddings import KERNEL_INIT
-from diffusion_jax.models.normalization import group_norm
+from diffusion_jax.models.normalization import group_norm, pixel_norm
 from diffusion_jax.models.remat import product
 
 ZERO_INIT = nn.initializers.zeros_init()
@@ -193,6 +193,8 @@ class ResidualBlock(nn.Module):
       scale_shift: the embedding scales and shifts the second norm, norm(h) (1 + scale) + shift
         (adaptive group norm, Dhariwal & Nichol 2021, section 3.1); otherwise it is added before
         that norm (DDPM, Ho et al. 2020, appendix B).
+      double_norm: scales and shifts by norm(h) pnorm(scale) + pnorm(shift), pnorm the pixel norm
+        (adaptive double normalization, Lu & Song 2025, section 4.1), whatever scale_shift is.
       dropout: rate between the two convolutions.
       skip_scale: factor of the sum.
       dtype: type of the convolutions.
@@ -210,6 +212,7 @@ class ResidualBlock(nn.Module):
     norm: tuple[int, float] | None = None
     project: bool = False
     resample_filter: tuple[int, ...] = (1, 1)
+    double_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
@@ -240,13 +243,16 @@ class ResidualBlock(nn.Module):
         after = {"silu": True, "dtype": self.dtype}
         if embedding is None:
             return group_norm(h, "norm_2", self.norm, **after)
-        features = self.channels * (2 if self.scale_shift else 1)
+        both = self.scale_shift or self.double_norm
+        features = self.channels * (2 if both else 1)
         linear = nn.Dense(features, kernel_init=KERNEL_INIT, name="embedding")
         added = linear(jax.nn.silu(embedding))  # (B, features)
-        if not self.scale_shift:
+        if not both:
             h = h + jnp.expand_dims(added, tuple(range(1, h.ndim - 1)))
             return group_norm(h, "norm_2", self.norm, **after)
         scale, shift = jnp.split(added, 2, axis=-1)
+        if self.double_norm:
+            scale, shift = pixel_norm(scale) - 1, pixel_norm(shift)
         return group_norm(h, "norm_2", self.norm, scale=scale, shift=shift, **after)
 
 

@@ -73,6 +73,9 @@ class NCSNpp(nn.Module):
       progressive_output: 'none' or 'skip'; see the module.
       resample_filter: the filter of all resampling, (1, 1) or (1, 3, 3, 1); see fir.py.
       skip_scale: factor on each sum of a block and its shortcut.
+      double_norm: the embedding enters each residual block by adaptive double normalization (Lu &
+        Song 2025, section 4.1), instead of being added before the second norm; see
+        layers.ResidualBlock.
       learn_variance: the output is (B, H, W, 2C), the second C channels for the variance (Nichol &
         Dhariwal 2021, eq. 15).
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
@@ -102,6 +105,7 @@ class NCSNpp(nn.Module):
     progressive_output: str = "none"
     resample_filter: tuple[int, ...] = (1, 1)
     skip_scale: float = 0.5**0.5
+    double_norm: bool = False
     learn_variance: bool = False
     second_time: bool = False
     uncertainty: int = 0
@@ -175,6 +179,7 @@ class NCSNpp(nn.Module):
             dtype=self.dtype,
             project=resample != "none",
             resample_filter=self.resample_filter,
+            double_norm=self.double_norm,
             name=name,
         )
         return block(h, embedding, train)

@@ -93,6 +93,19 @@ def group_norm(
     return GroupNorm(Form(number, epsilon, silu, dtype), name=name)(x, scale, shift)
 
 
+def pixel_norm(x: Array, epsilon: float = 1e-8) -> Array:
+    """Pixel norm (Karras et al. 2018, section 4.2): x / sqrt(mean x^2 + epsilon) over the channels.
+
+    Args:
+      x: features, (..., C).
+      epsilon: added to the mean square.
+
+    Returns:
+      Array of x's shape, of mean square 1 over the last axis.
+    """
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
 class GroupNorm(nn.Module):
     """Group norm of features (B, N_1, ..., N_d, C), with the parameters of flax's.
 

@@ -88,3 +88,34 @@ def test_skip_scale_scales_the_sum():
         lambda x, embedding: block.init_with_output(jax.random.key(1), x, embedding, False)
     )(x, embedding)
     np.testing.assert_allclose(out, 0.5 * x, rtol=1e-6)
+
+
+def test_double_normalization_is_that_of_the_paper():
+    """norm(h) pnorm(s) + pnorm(b), in numpy; the size of s and b is of no consequence."""
+    block = layers.ResidualBlock(8, scale_shift=False, double_norm=True)
+    x, embedding = normal(0, (2, 4, 4, 8)), normal(1, (2, 6))
+    params = block.init(jax.random.key(0), x, embedding)["params"]
+    params["conv_2"]["kernel"] = normal(2, params["conv_2"]["kernel"].shape)
+    params["norm_2"] = {"scale": normal(3, (8,)), "bias": normal(4, (8,))}
+
+    def run(params):
+        out, seen = block.apply({"params": params}, x, embedding, capture_intermediates=True)
+        return out, {
+            name: np.asarray(own["__call__"][0])
+            for name, own in seen["intermediates"].items()
+            if name != "__call__"
+        }
+
+    out, seen = run(params)
+    h = seen["conv_1"].reshape(2, 16, 2, 4)  # two groups of four channels
+    h = (h - h.mean((1, 3), keepdims=True)) / np.sqrt(h.var((1, 3), keepdims=True) + 1e-6)
+    h = h.reshape(2, 4, 4, 8) * params["norm_2"]["scale"] + params["norm_2"]["bias"]
+    s, b = (
+        own / np.sqrt(np.square(own).mean(1, keepdims=True))
+        for own in np.split(seen["embedding"], 2, axis=1)
+    )
+    expected = h * s[:, None, None] + b[:, None, None]
+    expected = expected / (1 + np.exp(-expected))
+    np.testing.assert_allclose(seen["norm_2"], expected, rtol=1e-4, atol=1e-5)
+    larger = params | {"embedding": jax.tree.map(lambda leaf: 7 * leaf, params["embedding"])}
+    np.testing.assert_allclose(run(larger)[0], out, rtol=1e-4, atol=1e-5)
