@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from diffusion_jax.assembly import workdir
+from diffusion_jax.assembly import data_record, workdir
 from diffusion_jax.core import files, npz, provenance, reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import frechet, statistics
@@ -93,6 +93,7 @@ def test_any_file_in_the_place_of_json_is_refused_at_once(tmp_path):
 def test_rules_name_the_place_the_value_and_what_is_allowed(tmp_path):
     path = tmp_path / "data.json"
     for change, words in (
+        ({"image_shape": [10**6, 10**6, 1]}, "image_shape has 1,000,000,000,000 numbers, more"),
         ({"image_shape": [8, "x", 1]}, r'image_shape\[1\] is "x", and must be a whole number'),
         ({"class_names": ["a"]}, "has 1 class_names for num_classes=2"),
         ({"encoded": {"shift": []}}, "encoded lacks autoencoder, image_shape"),
@@ -100,6 +101,31 @@ def test_rules_name_the_place_the_value_and_what_is_allowed(tmp_path):
         path.write_text(json.dumps(DATA | change))
         with pytest.raises(UserError, match=words):
             workdir.about_data(tmp_path)
+
+
+SOUND = {"rate": 8, "length": 4, "channels": 1, "kind": "waveform", "fields": [["a", ["x", "y"]]]}
+SOUND |= {"mels": 0, "window": 0, "hop": 0}
+MEASURED = {"shift": [0], "scale": [1], "low": [0], "high": [1], "dtype": "int16", "sound": SOUND}
+OF_SOUNDS = {"image_shape": [4, 1], "num_classes": 2, "normalization": MEASURED}
+
+
+@pytest.mark.parametrize(
+    "about, own, sound, words",
+    [
+        ({"image_shape": [4, 2]}, {}, {}, r"have \[1, 2\] channels"),
+        ({}, {"shift": [0, 0]}, {}, r"have \[1, 2\] channels"),
+        ({"image_shape": [5, 1]}, {}, {}, r"the shape \(4, 1\), not \[5, 1\]"),
+        ({"num_classes": 3}, {}, {}, "not those of 3 classes"),
+        ({}, {}, {"fields": [["a", "xy"]]}, "not those of 2 classes"),
+        ({}, {}, {"kind": "logmel"}, "logmel"),
+    ],
+)
+def test_parts_of_data_json_fit_each_other(about, own, sound, words):
+    known = data_record.normalization(OF_SOUNDS | {"normalization": MEASURED | {"later": 1}})
+    assert known.sound.shape == (4, 1)
+    normalization = MEASURED | own | {"sound": SOUND | sound}
+    with pytest.raises(UserError, match=words):
+        data_record.normalization(OF_SOUNDS | {"normalization": normalization} | about)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"b": [{"a": {}, "a": {}}]}'])

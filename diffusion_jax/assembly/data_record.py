@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,22 @@ from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset, columns
 from diffusion_jax.data.normalization import DTYPES, ConditionUnits, Normalization
-from diffusion_jax.data.sound import Sound
+from diffusion_jax.data.sound import Sound, logmel
 
-_SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
+_EXTENTS = reading.items(reading.integer(1, 2**26), least=1, most=4)
+MOST = 2**30  # numbers of a sample; JAX counts those of an array in 32 bits
+
+
+def _sizes(value: Any, place: str) -> None:
+    """Allow the shape of a sample."""
+    _EXTENTS(value, place)
+    if math.prod(value) > MOST:
+        raise reading.Mismatch(f"{place} has {math.prod(value):,} numbers, more than {MOST:,}")
+
 
 _ENCODED = {
     "autoencoder": reading.text(1),
-    "image_shape": _SIZES,
+    "image_shape": _sizes,
     "data": reading.text(),
     "num_classes": reading.integer(0, 10**6),
     "class_names": reading.items(reading.text()),
@@ -49,7 +59,7 @@ _NORMALIZED = {
 _OF_TABLE = {"columns": reading.items(columns.RULE, least=1, most=2**20)}
 
 _NEEDED = {
-    "image_shape": _SIZES,
+    "image_shape": _sizes,
     "num_classes": reading.integer(0, 10**6),
     "class_names": reading.items(reading.text()),
 }
@@ -126,16 +136,32 @@ def units(about: Mapping[str, Any]) -> ConditionUnits:
 def _normalization(about: Mapping[str, Any], name: str) -> Normalization | None:
     if name not in about:
         return None
-    own = {**about[name]}
+    own = {key: value for key, value in about[name].items() if key in Normalization._fields}
     heard, known = own.pop("sound", None), columns.read(own.pop("columns", ()))
-    if known and sum(column.width for column in known) != len(own["shift"]):
-        raise UserError(
-            f"data.json: its columns have {sum(column.width for column in known)} channels, and it "
-            f"has statistics of {len(own['shift'])}; the file is damaged"
-        )
     parts = {n: tuple(v) if isinstance(v, list) else v for n, v in own.items()}
     found = Normalization(**parts, columns=known)
-    if heard is None:
-        return found
+    counts = {len(value) for value in parts.values() if isinstance(value, tuple)}
+    counts |= {sum(column.width for column in known)} if known else set()
+    counts |= {about["image_shape"][-1]} if name == "normalization" else set()
+    if len(counts) > 1:
+        raise _damaged(f"{name} and what it is of have {sorted(counts)} channels")
+    return found if heard is None else found._replace(sound=_sound(about, heard))
+
+
+def _sound(about: Mapping[str, Any], heard: Mapping[str, Any]) -> Sound:
+    """The sounds that a data.json records, which fit the rest of it."""
+    named = all(isinstance(name, str) and isinstance(v, list) for name, v in heard["fields"])
+    if not named or any(len(v) != about["num_classes"] for _, v in heard["fields"]):
+        raise _damaged(f"the fields of its sounds are not those of {about['num_classes']} classes")
     fields = tuple((name, tuple(values)) for name, values in heard["fields"])
-    return found._replace(sound=Sound(**{**heard, "fields": fields}))
+    own = {key: value for key, value in heard.items() if key in Sound._fields}
+    found = Sound(**{**own, "fields": fields})
+    if found.kind == "logmel":
+        logmel(found.mels, found.window, found.hop)  # refuses what has no inverse
+    if found.shape != tuple(about["image_shape"]):
+        raise _damaged(f"its sounds have the shape {found.shape}, not {about['image_shape']}")
+    return found
+
+
+def _damaged(why: str) -> UserError:
+    return UserError(f"data.json is damaged: {why}; make it again, or restore it")

@@ -277,5 +277,5 @@ def test_keys_of_tables_are_refused_for_other_data():
 def test_a_damaged_record_of_columns_is_one_line(tmp_path):
     about = data_record.description(load(saved(tmp_path, drawn())))
     about["normalization"]["columns"].pop()
-    with pytest.raises(UserError, match="its columns have 7 channels, and it has statistics of 9"):
+    with pytest.raises(UserError, match=r"and what it is of have \[7, 9\] channels"):
         data_record.normalization(about)

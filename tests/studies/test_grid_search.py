@@ -18,7 +18,7 @@ from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import grids, multistep
 from diffusion_jax.studies import subjects
-from diffusion_jax.studies.grids import search
+from diffusion_jax.studies.grids import report, search
 from diffusion_jax.studies.samplers import cells
 from tests import commands
 from tests.markdown import squeezed
@@ -28,6 +28,13 @@ def command(*args, expect=0, main="compare_samplers"):
     done = commands.run(main, *args)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
+
+
+def test_a_score_of_nothing_has_no_ratio():
+    """As the total variation of a table may be 0, and KID below it."""
+    for score in (0.0, -0.1):
+        rows = [{"nfe": 2, "sampler": name, "kid": score} for name in (report.PLACED, "karras")]
+        assert report.report(rows, ["kid"], "pixels").rstrip("| \n").endswith("| -")
 
 
 @pytest.fixture(scope="module")

@@ -93,10 +93,15 @@ def report(rows: Rows, measures: Sequence[str], features: str) -> str:
             line |= {
                 f"{metric}.hand": f"{_score(hand, metric)} ({hand['sampler']})",
                 f"{metric}.placed": _score(placed, metric),
-                f"{metric}.ratio": f"{hand[metric] / placed[metric]:.2f}",
+                f"{metric}.ratio": _times(hand[metric], placed[metric]),
             }
         table.append(line)
     return markdown_table(table, columns)
+
+
+def _times(hand: float, placed: float) -> str:
+    """How many times smaller a score is; '-' for one that is 0, or below it as KID may be."""
+    return f"{hand / placed:.2f}" if hand > 0 and placed > 0 else "-"
 
 
 def _score(row: Mapping[str, Any], metric: str) -> str:
