@@ -1,4 +1,4 @@
-"""Animate points in the plane from noise to data, under processes and samplers side by side.
+"""Animate points in the plane from noise to data, under several processes and samplers.
 
 python -m experiments.toy_movie
 python -m experiments.toy_movie --target=checkerboard --processes='VP;EDM;Cosine' --nfe=24

@@ -114,21 +114,23 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
     """
     if not config:
         return
-    texts, leaves = dict(changes), dict(_leaves(config))
+    texts, leaves = dict(changes), dict(config_schema.leaves(config))
     if "model" in config and config.model.get("name") == by_shape.AUTO:
         for key, text in changes:
             if key.startswith("data."):
                 _check_key(key, leaves)
                 _assign(config, key, _value(key, text, leaves, texts))
         by_shape.choose(config, texts.get("model.name"))
-        leaves = dict(_leaves(config)) | {k: v for k, v in leaves.items() if k.startswith("data.")}
+        leaves = dict(config_schema.leaves(config)) | {
+            k: v for k, v in leaves.items() if k.startswith("data.")
+        }
     for key, text in changes:
         _check_key(key, leaves)
         _assign(config, key, _value(key, text, leaves, texts))
-    for key, value in _leaves(config):
+    for key, value in config_schema.leaves(config):
         if config_schema.rule(key).is_path and type(value) is str and value.startswith("~"):
             _assign(config, key, expand_home(f"config.{key}", value))
-    config_schema.check(config)
+    config_schema.check_values(config)
 
 
 def _check_key(key: str, leaves: Mapping[str, Any]) -> None:
@@ -163,12 +165,3 @@ def _assign(config: ConfigDict, key: str, value: Any) -> None:
         config = config[section]
     with config.ignore_type():
         config[name] = value
-
-
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over the keys and values of a config: (key, value)."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

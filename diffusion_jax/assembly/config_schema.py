@@ -1,6 +1,6 @@
 """The type and the range of every config value, in one table that is checked before use.
 
-`check(config)` serves the command line and code that reads a config.json from elsewhere;
+`check_values(config)` serves the command line and code that reads a config.json from elsewhere;
 `read(key, text)` turns the text of --config.KEY=TEXT into a value. The meaning of each key is
 documented in configs/base.py. A key that the table does not list, such as an option of a network of
 the user's own, must only be finite and plain.
@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.assembly import defaults
 from diffusion_jax.assembly.config_rules import (
     DEPTH,
     Rule,
@@ -205,7 +206,10 @@ KEYS: dict[str, Rule] = {
     "model.pixel_layers": integer(0, 64),
     "model.pixel_width": integer(1, 1024),
     "model.pool": choice("attention", "mean"),
-    # of experiments.compare_families, whose configs hold others under family.NAME and recipe
+}
+
+# of experiments.compare_families, whose configs hold others under family.NAME and recipe
+COMPARISON: dict[str, Rule] = {
     "seeds": sequence(integer(0, SEEDS - 1), least=1, most=1000),
     "repeated": sequence(text(), most=1000),
     "images": integer(1, 10**12),
@@ -217,6 +221,8 @@ KEYS: dict[str, Rule] = {
     "families": sequence(text(), most=1000),
 }
 
+KEYS |= COMPARISON
+
 NETWORKS: dict[str, dict[str, Rule]] = {
     "autoencoder.AutoencoderKL": {"model.attention": flag()},
     "unet.UNet": {"model.heads": integer(0, 256)},
@@ -226,68 +232,6 @@ NETWORKS: dict[str, dict[str, Rule]] = {
     },
 }
 
-
-# keys that only some configs have, or that runs of earlier versions lack
-OPTIONAL = (
-    "model.",
-    "latent.",
-    "discriminator",
-    "text.",
-    "distill.",
-    "init_from",
-    "repa.",
-    "ema.powers",
-    "ema.snapshot_every",
-    "optimizer.",
-    "data.captions",
-    "data.limit_bad",
-    "data.data_dir",
-    "data.layout",
-    "data.value_range",
-    "data.normalization",
-    "data.fit",
-    "data.augment",
-    "data.class_balanced",
-    "data.rate",
-    "data.length",
-    "data.sound",
-    "data.pattern",
-    "data.class_fields",
-    "data.test_where",
-    "data.label",
-    "data.categories",
-    "data.exclude",
-    "data.condition",
-    "data.dense",
-    "data.buckets",
-    "data.channel_axis",
-    "training.keep_every",
-    "training.best",
-    "training.first_shapes",
-    "training.on_nonfinite",
-    "training.loss_scale",
-    "training.trackers",
-    "sampler.noise",
-    "sampler.guide",
-    "sampler.checkpoint",
-    "sampler.labels",
-    "seeds",
-    "repeated",
-    "images",
-    "points",
-    "num",
-    "features",
-    "likelihood",
-    "end_logsnr",
-    "families",
-)
-
-NEEDED = (
-    *(key for key in KEYS if not key.startswith(OPTIONAL)),
-    "model.name",
-    "optimizer.name",
-    "optimizer.learning_rate",
-)
 
 # configs inside the config of experiments.compare_families
 _NESTED = re.compile(r"^(family\.[^.]+|recipe)\.(?=.)")
@@ -317,7 +261,7 @@ def rule(key: str, value: Any = None, network: str = "") -> Rule:
     return NETWORKS.get(network, {}).get(key) or KEYS.get(key) or like(value)
 
 
-def check(config: Any, *, complete: bool = False) -> None:
+def check_values(config: Any, *, complete: bool = False) -> None:
     """Refuse a config with a value of another type, out of its range or not finite.
 
     Args:
@@ -328,10 +272,10 @@ def check(config: Any, *, complete: bool = False) -> None:
     Raises:
       UserError: one line that names the key, the value and what is allowed.
     """
-    leaves = dict(_leaves(config))
-    for key, value in leaves.items():
-        _check_one(key, value, _network(key, leaves))
-    if complete and (missing := [key for key in NEEDED if key not in leaves]):
+    values = dict(leaves(config))
+    for key, value in values.items():
+        _check_one(key, value, _network(key, values))
+    if complete and (missing := [key for key in NEEDED if key not in values]):
         raise UserError(
             f"the config lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
             "it is damaged, or of another version"
@@ -375,20 +319,43 @@ def _wrong(key: str, value: Any, wanted: Rule) -> UserError:
     return UserError(f"config.{key}={shown:.60}: it must be {wanted.allows}")
 
 
-def _network(key: str, leaves: dict[str, Any]) -> str:
+def _network(key: str, values: dict[str, Any]) -> str:
     """The model.name of the config, inside another or not, to which the key belongs."""
     nested = _NESTED.match(key)
-    name = leaves.get(f"{nested[0] if nested else ''}model.name", "")
+    name = values.get(f"{nested[0] if nested else ''}model.name", "")
     return name if type(name) is str else ""
 
 
-def _leaves(config: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Iterate over the keys and values of a config: (key, value)."""
+def leaves(config: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Iterate over the keys of a config, with dots, and their values.
+
+    Args:
+      config: a ConfigDict, or plain nested dictionaries.
+      prefix: the section of the config, with a dot after it.
+      depth: the number of sections around it.
+
+    Raises:
+      UserError: for sections that are nested too deep.
+    """
     if depth > DEPTH:
         raise UserError(f"config.{prefix[:60]}: sections are nested more than {DEPTH} deep")
     for key, value in config.items():
         # (where the table has a value, a section is wrong)
         if type(value) in (dict, ConfigDict) and f"{prefix}{key}" not in KEYS:
-            yield from _leaves(value, f"{prefix}{key}.", depth + 1)
+            yield from leaves(value, f"{prefix}{key}.", depth + 1)
         else:
             yield f"{prefix}{key}", value
+
+
+# the keys that the config of every run has, whatever its version, network and optimizer
+_LATER = dict(leaves(defaults.LATER | defaults.PARTS))
+NEEDED = (
+    *(
+        key
+        for key in KEYS
+        if key not in _LATER | COMPARISON and not key.startswith(("model.", "optimizer."))
+    ),
+    "model.name",
+    "optimizer.name",
+    "optimizer.learning_rate",
+)

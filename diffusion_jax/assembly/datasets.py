@@ -94,13 +94,13 @@ def dataset(config: ConfigDict) -> data.Dataset:
     # the other processes find what the first prepares on a shared disk
     with distributed.first_before_others("data"):
         options = {key: config.data[key] for key in KEYS if key in config.data}
-        for key in {*consent.KEYS} & {*options}:
-            options[key] = staging.local(options[key], f"config.data.{key}", writable=False)
-        if "sound" in config.data:
-            options["sounds"] = sounds(config.data)
         options = {k: v for k, v in options.items() if k not in data.table.Roles._fields}
         options["roles"] = roles(config.data)
         options["dense"] = components.stored_dense(config.data.get("dense", ""))
+        if "sound" in config.data:
+            options["sounds"] = sounds(config.data)
+        for key in {*consent.KEYS} & {*options}:
+            options[key] = staging.local(options[key], f"config.data.{key}", writable=False)
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
         if wanted not in (0, loaded.num_classes):
             found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"
@@ -167,7 +167,7 @@ def with_features(loaded: data.Dataset, config: ConfigDict) -> data.Dataset:
     Raises:
       UserError: for features that do not fit, and for images that are changed as they are read.
     """
-    repa = defaults.complete(config).repa
+    repa = defaults.with_defaults(config).repa
     if not repa.features:
         return loaded
     for key in ("flip", "augment"):

@@ -98,7 +98,7 @@ def recorded(
     return result
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+def with_defaults(config: ConfigDict) -> ConfigDict:
     """Copy a config and give every key of `LATER` and `PARTS` a value.
 
     Args:

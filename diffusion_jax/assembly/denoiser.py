@@ -286,7 +286,7 @@ def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
       config: a locked config.
       num_classes: the number of classes of the data.
     """
-    full = defaults.complete(config)
+    full = defaults.with_defaults(config)
     guide, scale = build(components.GUIDES, full.sampler.guide), full.sampler.guidance
     labels = num_classes and full.conditional
     others = full.text.encoder or full.data.condition or full.data.dense

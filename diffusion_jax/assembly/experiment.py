@@ -63,14 +63,15 @@ def assemble(
       UserError: with the key, for a name or an argument that does not exist, and for components
         that do not go together.
     """
-    record, config = config.to_dict(), defaults.complete(config)
+    record, config = config.to_dict(), defaults.with_defaults(config)
     num_classes = num_classes if config.conditional else 0
     process = build(components.PROCESSES, config.process)
     encoder = datasets.text_encoder(config)
     objective = build(components.OBJECTIVES, config.objective, process)
-    inputs = _array_inputs(config, tuple(shape), units)
-    model = _network(config, shape, num_classes, encoder, inputs)
-    _check_augmentation(config, shape)
+    inputs, options = _array_inputs(config, tuple(shape), units), _options(config)
+    model = _network(config.model.name, options, tuple(shape), num_classes, encoder, inputs)
+    kind = _kind(config)
+    _check_augmentation(config, kind, options, shape)
     experiment = Experiment(
         shape=tuple(shape),
         num_classes=num_classes,
@@ -78,9 +79,9 @@ def assemble(
         parameterization=build(components.PARAMETERIZATIONS, config.parameterization),
         objective=objective,
         model=model,
-        kind=_kind(config),
+        kind=kind,
         specs=_specs(config),
-        options=_options(config),
+        options=options,
         sampling=sampling_settings(config),
         training=_training(config),
         data=DataSettings(*(config.data[key] for key in DataSettings._fields)),
@@ -92,10 +93,10 @@ def assemble(
         conditions=conditions.builder(num_classes, encoder, config.label_dropout, inputs),
         learns_null=denoiser.learns_null(config),
         record=record,
-        two_times=_options(config).get("second_time") is True,
+        two_times=options.get("second_time") is True,
         guide=guides.cfg(),
         encoder=encoder,
-        alignment=_alignment(config),
+        alignment=_alignment(config, kind, options),
         units=inputs.units,
         dense=inputs.dense,
     )
@@ -169,23 +170,24 @@ def _array_inputs(
 
 
 def _network(
-    config: ConfigDict,
+    name: str,
+    options: dict[str, Any],
     shape: tuple[int, ...],
     num_classes: int,
     encoder: Encoder | None,
     inputs: conditions.ArrayInputs,
 ) -> nn.Module:
     """The network, with what it takes from the data besides its options."""
-    options = _options(config)
+    given = {"num_classes": num_classes}
     if encoder:
-        options["text"] = encoder.network
+        given["text"] = encoder.network
     if inputs.vector:
-        options["vector"] = inputs.vector + 1
+        given["vector"] = inputs.vector + 1
     if inputs.dense:
-        options["extra_channels"] = inputs.dense.channels
-    if "shape" in components.network_fields(config.model.name):
-        options["shape"] = tuple(shape)
-    return build(components.MODELS, config.model.name, num_classes=num_classes, **options)
+        given["extra_channels"] = inputs.dense.channels
+    if "shape" in components.network_fields(name):
+        given["shape"] = shape
+    return build(components.MODELS, name, **options | given)
 
 
 def _kind(config: ConfigDict) -> Kind:
@@ -201,7 +203,9 @@ def _kind(config: ConfigDict) -> Kind:
     return classifier.KIND if network in components.CLASSIFIERS else kind
 
 
-def _check_augmentation(config: ConfigDict, shape: tuple[int, ...]) -> None:
+def _check_augmentation(
+    config: ConfigDict, kind: Kind, options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
     """UserError for non-leaky augmentation of what is no image, or without labels for it."""
     asked = f"config.data.augment={config.data.augment:g}"
     if not config.data.augment:
@@ -211,12 +215,12 @@ def _check_augmentation(config: ConfigDict, shape: tuple[int, ...]) -> None:
             f"{asked} distorts images and not their condition config.data.dense="
             f"{config.data.dense}; set --config.data.augment=0"
         )
-    if len(shape) != 3 or config.data.name == "latents" or not _kind(config).denoises:
+    if len(shape) != 3 or config.data.name == "latents" or not kind.denoises:
         raise UserError(
             f"{asked} distorts the images that a diffusion or few-step model learns from; "
             "set --config.data.augment=0"
         )
-    if _options(config).get("augment") != augmentation.LABELS:
+    if options.get("augment") != augmentation.LABELS:
         raise UserError(
             f"{asked}: the network must be given the {augmentation.LABELS} labels of the "
             f"augmentation; set --config.model.augment={augmentation.LABELS}, which unet.UNet and "
@@ -224,11 +228,11 @@ def _check_augmentation(config: ConfigDict, shape: tuple[int, ...]) -> None:
         )
 
 
-def _alignment(config: ConfigDict) -> float:
+def _alignment(config: ConfigDict, kind: Kind, options: dict[str, Any]) -> float:
     """The weight of representation alignment. UserError where the network or its kind has none."""
     if not config.repa.features:
         return 0.0
-    if _kind(config) is not diffusion.KIND or not _options(config).get("aligned"):
+    if kind is not diffusion.KIND or not options.get("aligned"):
         raise UserError(
             f"config.repa.features={config.repa.features} needs a diffusion model whose network "
             "has projected tokens: dit.DiT with config.model.aligned, the number of features"

@@ -69,7 +69,7 @@ def hooks(
     if kind.samples:
         shown = media.media_of(experiment.shape, experiment.normalization)
         if shown.of_sets:
-            hook = set_plot(experiment, parts, dataset, root, shown)
+            hook = _set_plot(experiment, parts, dataset, root, shown)
         else:
             hook = sample_grid(experiment, parts, dataset, root, writer, shown)
         found.append((training.sample_every, hook))
@@ -199,7 +199,7 @@ def _conditioned_grid(
     return save
 
 
-def set_plot(
+def _set_plot(
     experiment: Experiment,
     parts: trainer.Training,
     dataset: Dataset,

@@ -18,7 +18,7 @@ from diffusion_jax.training.state import TrainState
 CADENCES = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
 
 
-def check(
+def check_run(
     experiment: Experiment, parts: trainer.Training, template: TrainState, dataset: Dataset
 ) -> None:
     """Check the settings of a run against its devices and its data, before anything is written.
@@ -36,7 +36,7 @@ def check(
         memory.
     """
     training, size = experiment.training, experiment.data.batch_size
-    trackers.check(training.trackers)
+    trackers.check_installed(training.trackers)
     trainer.weights_name(experiment)
     if experiment.kind.samples:
         sampling.method(experiment)

@@ -68,19 +68,21 @@ def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> E
         experiment = _with_teacher(experiment, teacher)
     if workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None:
         return experiment
-    if start and (differs := _other_network(saved_config(start, "config.init_from"), experiment)):
-        raise UserError(
-            f"config.init_from={start} is another network, by config.{differs}; use the same, or "
-            "another start"
-        )
-    if not start and teacher and not _other_network(saved_config(teacher), experiment):
-        start = teacher
-    return _begun(experiment, start) if start else experiment
+    if start:
+        return _begun(experiment, start)
+    if experiment.teacher and not _other_network(experiment.teacher[0], experiment):
+        return experiment._replace(begin=experiment.teacher[1])
+    return experiment
 
 
 def _begun(experiment: Experiment, workdir: str) -> Experiment:
-    """The experiment that starts from the weights of a workdir."""
+    """The experiment that starts from the weights of a workdir, of the same network."""
     trained = load(workdir, saved_config(workdir, "config.init_from"))
+    if differs := _other_network(trained.experiment, experiment):
+        raise UserError(
+            f"config.init_from={workdir} is another network, by config.{differs}; use the same, or "
+            "another start"
+        )
     ours, theirs = experiment.num_classes, trained.experiment.num_classes
     if ours and theirs and ours != theirs:
         print(
@@ -123,10 +125,11 @@ def _condition_in_words(experiment: Experiment) -> str:
     return " and ".join(classes + captions + arrays)
 
 
-def _other_network(old: ConfigDict, new: Experiment) -> str:
-    """The first key by which a saved config has other parameters than a model; '' if none."""
-    model = {"name": new.specs.model, **new.options}
-    for key in sorted({*old.model, *model} - {*SAME_PARAMETERS}):
-        if key in old.model and old.model[key] != model.get(key):
+def _other_network(one: Experiment, other: Experiment) -> str:
+    """The first config key by which two models have other parameters; '' if none."""
+    old, new = ({"name": each.specs.model, **each.options} for each in (one, other))
+    for key in sorted(old.keys() - {*SAME_PARAMETERS}):
+        if old[key] != new.get(key):
             return f"model.{key}"
-    return "" if old.parameterization == new.specs.parameterization else "parameterization"
+    same = one.specs.parameterization == other.specs.parameterization
+    return "" if same else "parameterization"

@@ -28,18 +28,15 @@ _PATH = re.compile(r"""^[/~]|["'][/~]|stored\(|^[A-Za-z]+://""")
 PATH_OF_AUTOENCODER = "latent.autoencoder"
 
 
-def paths(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Iterate over the keys of a config that name a file or a folder, and their values.
 
     Args:
       config: nested dictionaries.
-      prefix: the section, with a dot after it.
     """
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from paths(value, f"{prefix}{key}.")
-        elif config_schema.rule(f"{prefix}{key}", value).is_path:
-            yield f"{prefix}{key}", value
+    for key, value in config_schema.leaves(config):
+        if config_schema.rule(key, value).is_path:
+            yield key, value
 
 
 def without_paths(config: ConfigDict, *, autoencoder: bool) -> dict[str, Any]:

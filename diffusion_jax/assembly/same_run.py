@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components, data_record, defaults
+from diffusion_jax.assembly import components, config_schema, data_record, defaults
 from diffusion_jax.core import files, provenance, reading
-from diffusion_jax.core.errors import UserError, printable
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import columns
-from diffusion_jax.data.columns import Column
 from diffusion_jax.data.condition_arrays import DENSE, VECTOR
 from diffusion_jax.data.normalization import ConditionUnits, Normalization
 from diffusion_jax.data.sources import Renormalized
@@ -130,11 +129,12 @@ def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
         )
 
 
-def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
+def check_usable(workdir: Path, own: Mapping[str, Any], config: Any, same_network: bool) -> None:
     """Refuse to use the model of a workdir by a config of another network or another training.
 
     Args:
-      workdir: the workdir of the trained model.
+      workdir: the workdir of the trained model, for messages.
+      own: the content of its config.json; {} where it is missing, and nothing is refused.
       config: the config that it is to be used by.
       same_network: whether the config's process shows the network the same inputs as that of the
         workdir.
@@ -142,10 +142,7 @@ def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
     Raises:
       UserError: naming the first key that differs.
     """
-    file = workdir / "config.json"
-    if not file.exists():
-        return
-    old, new = _values(files.load_json(file, reading.table())), _values(resolved(config))
+    old, new = _values(own), _values(resolved(config))
     free = [k for k in new if among(k, USABLE) and not among(k, NETWORK[:2])]
     for key in (k for k in old if k in new and old[k] != new[k] and k not in free):
         if key == "process" and same_network:
@@ -173,20 +170,11 @@ def among(key: str, names: tuple[str, ...]) -> bool:
 
 def _values(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys and values of a config, with the current full names of components."""
-    values = dict(_leaves(config))
+    values = dict(config_schema.leaves(config))
     for key in components.NAMED.keys() & values.keys():
         with contextlib.suppress(UserError):
             values[key] = components.full_name(key, values[key])
     return values
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        yield from (
-            _leaves(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else [(prefix + key, value)]
-        )
 
 
 def names_the_same_data(workdir: Path, config: Any) -> bool:
@@ -247,16 +235,7 @@ def same_data(
 def _same_channels(one: Normalization, other: Normalization) -> bool:
     """Whether two normalizations are of the same channels."""
     same = len(one.shift) == len(other.shift) and one.sound == other.sound
-    return same and columns.same(one.columns, other.columns)
-
-
-def _other_columns(old: Sequence[Column], new: Sequence[Column]) -> str:
-    """Describe the first difference between the columns of two tables."""
-    if [column.name for column in old] != [column.name for column in new]:
-        differ = {c.name for c in old} ^ {c.name for c in new}
-        return f"column {printable(min(differ))} is new or gone" if differ else "columns are moved"
-    name = next(a.name for a, b in zip(old, new) if not columns.same([a], [b]))
-    return f"column {printable(name)} is of another kind or has other categories"
+    return same and not columns.difference(one.columns, other.columns)
 
 
 def _in_units(loaded: data.Dataset, units: ConditionUnits) -> data.Dataset:
@@ -294,8 +273,8 @@ def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) ->
         found.append("the values are normalized otherwise")
     elif known and known.sound != loaded.normalization.sound:
         found.append("the sounds are represented otherwise")
-    elif known and not columns.same(known.columns, loaded.normalization.columns):
-        found.append(_other_columns(known.columns, loaded.normalization.columns))
+    elif known and (changed := columns.difference(known.columns, loaded.normalization.columns)):
+        found.append(changed)
     for name, own in loaded.units._asdict().items():
         there, here = (
             len(x["shift"]) if x else 0 for x in (about.get(name), own and own._asdict())

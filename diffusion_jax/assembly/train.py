@@ -104,7 +104,7 @@ def train(
       UserError: for a config that does not fit itself, the data, the devices or the run that the
         workdir holds.
     """
-    config_schema.check(config)
+    config_schema.check_values(config)
     components.check_components(config)
     path = staging.local(path)
     dataset = dataset or workdir.dataset(config, path, resumes=True)
@@ -115,7 +115,7 @@ def train(
     parts = trainer.training(experiment)
     # this traces the network: what does not fit fails here, before anything is written
     template = parts.runner.template(parts.init, jax.random.key(experiment.seed))
-    preflight.check(experiment, parts, template, dataset)
+    preflight.check_run(experiment, parts, template, dataset)
     with locking.locked(path) as in_place, locking.one_line(path):
         root = workdir.prepare(path, config, dataset)
         distributed.barrier("workdir")

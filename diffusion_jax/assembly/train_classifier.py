@@ -52,7 +52,7 @@ def classifier_config(config: ConfigDict, pool: str) -> ConfigDict:
     return config.lock()
 
 
-def accuracy_by_level(
+def _accuracy_by_level(
     trained: Trained, test: Source, batch_size: int, repeats: int = 3
 ) -> list[dict[str, float]]:
     """The accuracy of a classifier at several noise levels.
@@ -119,7 +119,7 @@ def train_classifier(config: ConfigDict, path: str, pool: str = "attention") -> 
     if not train(config, path, dataset=dataset):
         return None
     trained, root = workdir.load(path, config), Path(path)
-    rows = accuracy_by_level(trained, dataset.test, min(256, len(dataset.test)))
+    rows = _accuracy_by_level(trained, dataset.test, min(256, len(dataset.test)))
     title = f"Held-out accuracy of {root.name} at step {trained.step}, by noise level"
     text = f"# {title}\n\n{tables.markdown_table(rows, COLUMNS)}"
     files.save_text(root / "classifier.md", text)

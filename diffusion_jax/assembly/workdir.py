@@ -42,7 +42,7 @@ from diffusion_jax.assembly import (
     stored,
 )
 from diffusion_jax.assembly.build import build
-from diffusion_jax.assembly.experiment import assemble, guided_by
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import files, provenance, reading
 from diffusion_jax.core.errors import UserError, nearest
@@ -137,7 +137,7 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
     )
     _note_if_edited(path.parent, config)
     try:
-        config_schema.check(config, complete=True)
+        config_schema.check_values(config, complete=True)
     except UserError as error:
         raise UserError(f"'{path}' is damaged: {error}") from None
     if folders.is_published(path.parent):
@@ -244,16 +244,16 @@ def load(
     """
     config = saved_config(workdir) if config is None else config
     workdir = Path(addresses.resolve(workdir)).expanduser().absolute()
-    about = about_data(workdir)
+    own, about = _own_config(workdir), about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
     known = about["image_shape"], about["num_classes"]
     experiment = assemble(config, *known, other, data_record.units(about))
     experiment = experiment._replace(
         grids=grid_folders(workdir),
-        record=_recorded(workdir, config),
+        record=defaults.recorded(config.to_dict(), own),
         normalization=data_record.normalization(about),
     )
-    same_run.check_usable(workdir, config, _same_network(workdir, experiment))
+    same_run.check_usable(workdir, own, config, _same_network(own, experiment))
     if "encoded" in about:
         encoded = Encoded(**{key: about["encoded"][key] for key in Encoded._fields})
         experiment = with_autoencoder(experiment, encoded, mesh)
@@ -262,22 +262,17 @@ def load(
     return Trained(experiment, found.params, found.step, found.name, about)
 
 
-def _recorded(workdir: Path, config: ConfigDict) -> dict[str, Any]:
-    """The config as plain data, without defaults that the run's own config.json lacks."""
+def _own_config(workdir: Path) -> dict[str, Any]:
+    """The content of config.json, as the run wrote it; {} where it is missing."""
     file = workdir / CONFIG_FILE
-    stored = files.load_json(file, reading.table()) if file.is_file() else {}
-    return defaults.recorded(config.to_dict(), stored)
+    return files.load_json(file, reading.table()) if file.is_file() else {}
 
 
-def _same_network(workdir: Path, experiment: Experiment) -> bool:
+def _same_network(own: dict[str, Any], experiment: Experiment) -> bool:
     """Whether the network sees the same inputs under the experiment's process as in training."""
-    file = workdir / CONFIG_FILE
-    if not file.is_file():
+    if not own or own.get("process") == experiment.specs.process:
         return True
-    trained = files.load_json(file, reading.table()).get("process")
-    if trained == experiment.specs.process:
-        return True
-    theirs = build(components.PROCESSES, trained)
+    theirs = build(components.PROCESSES, own["process"])
     return parameterization.same_network(experiment.parameterization, theirs, experiment.process)
 
 
@@ -367,7 +362,7 @@ def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Datase
     """
     if config.data.name != "latents":
         return dataset(config, workdir)
-    root = _autoencoder(config.data.name, defaults.complete(config).latent.autoencoder)
+    root = _autoencoder(config.data.name, defaults.with_defaults(config).latent.autoencoder)
     own = saved_config(root, "config.latent.autoencoder")
     imported = own.data.name == "folder" and not own.data.path
     # such a model has no file of latents: what the path names are images
@@ -375,21 +370,3 @@ def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Datase
         with own.unlocked():
             own.data.path = config.data.path
     return dataset(own, root)
-
-
-def with_guide(
-    trained: Trained, spec: str, workdir: str | Path, mesh: Mesh | None = None
-) -> Trained:
-    """Return a model with another guide than that of config.sampler.guide.
-
-    Args:
-      trained: the model.
-      spec: the spec of the guide, which may name the workdir or other weights of an auxiliary
-        model.
-      workdir: the folder of the model, which the auxiliary model is taken from unless the spec
-        names another.
-      mesh: the devices on which the parameters of an auxiliary model are placed; None for the
-        default.
-    """
-    auxiliary = functools.partial(_auxiliary, Path(workdir).absolute(), mesh=mesh)
-    return trained._replace(experiment=guided_by(spec, trained.experiment, auxiliary))

@@ -118,7 +118,7 @@ def tidy(path: str | os.PathLike) -> None:
             mirrors.remove_checkpoint(mirror, name)
 
 
-def complete(folder: str | os.PathLike) -> None:
+def fetch(folder: str | os.PathLike) -> None:
     """Fetch the files of a checkpoint, if it is in a bucket and they are not here yet.
 
     Args:

@@ -98,14 +98,23 @@ def read(recorded: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
     return tuple(Column(**own) for own in lists)
 
 
-def same(one: Sequence[Column], other: Sequence[Column]) -> bool:
-    """Return whether two tables have the same names, kinds and categories.
+def difference(old: Sequence[Column], new: Sequence[Column]) -> str:
+    """Describe the first difference in names, kinds and categories of the columns of two tables.
 
     Args:
-      one: the columns of a table.
-      other: those of the other table.
+      old: the columns that there were.
+      new: the columns that there are.
+
+    Returns:
+      A part of a sentence; '' if there is no difference.
     """
-    return [c[:3] for c in one] == [c[:3] for c in other]
+    if [column.name for column in old] != [column.name for column in new]:
+        differ = {c.name for c in old} ^ {c.name for c in new}
+        return f"column {printable(min(differ))} is new or gone" if differ else "columns are moved"
+    name = next((a.name for a, b in zip(old, new) if a[:3] != b[:3]), None)
+    if name is None:
+        return ""
+    return f"column {printable(name)} is of another kind or has other categories"
 
 
 def channels(columns: Sequence[Column]) -> Iterator[tuple[Column, slice]]:

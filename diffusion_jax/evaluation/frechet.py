@@ -21,7 +21,6 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.progress import progress
-from diffusion_jax.evaluation.features import Features
 
 
 class Moments(NamedTuple):
@@ -74,17 +73,6 @@ def stream(batches: Iterable[np.ndarray]) -> Moments:
       batches: features (N_i, D), N_i >= 1, of which only one batch is held at a time.
     """
     return functools.reduce(merge, map(moments, batches))
-
-
-def moments_of(features: Features, images: np.ndarray, *, batch_size: int = 1000) -> Moments:
-    """Compute the moments of an extractor's features over images, a batch at a time.
-
-    Args:
-      features: images -> features (N, D).
-      images: uint8 (N, H, W, C).
-      batch_size: number of images whose features are held at a time.
-    """
-    return stream(features(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
 
 
 class Root(NamedTuple):

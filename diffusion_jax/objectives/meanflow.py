@@ -75,7 +75,7 @@ def meanflow(
             f"meanflow.meanflow: interval={interval} must be two increasing times in [0, 1]"
         )
     guide = _Guide(guidance, kappa, interval)
-    return _meanflow("meanflow.meanflow", process, time, ratio, guide, p, c, distilled, False)
+    return _meanflow("meanflow.meanflow", process, time, ratio, guide, p, c, distilled=distilled)
 
 
 def improved(
@@ -109,8 +109,8 @@ def improved(
     Raises:
       UserError: for an argument out of its range.
     """
-    guide = _Guide(guidance)
-    return _meanflow("meanflow.improved", process, time, ratio, guide, p, c, distilled, True)
+    terms = time, ratio, _Guide(guidance), p, c
+    return _meanflow("meanflow.improved", process, *terms, distilled=distilled, own_tangent=True)
 
 
 class _Guide(NamedTuple):
@@ -140,8 +140,8 @@ def _meanflow(
     guide: _Guide,
     p: float,
     c: float,
-    with_teacher: bool,
-    own_tangent: bool,
+    distilled: bool,
+    own_tangent: bool = False,
 ) -> FewStep:
     """The objective of `meanflow` and, with own_tangent, of `improved`; name is for messages."""
     ranges = {"ratio": (ratio, 0, 1), "guidance": (guide.scale, 0, 1000)}
@@ -166,7 +166,7 @@ def _meanflow(
             return gaussian.velocity(process, prediction, t)
 
         exact = Prediction(drawn.x0, drawn.eps)
-        v = velocity(networks.teacher(x_t, t, cond) if with_teacher else exact)
+        v = velocity(networks.teacher(x_t, t, cond) if distilled else exact)
         own = null = v
         if own_tangent or guide.kappa:
             own = velocity(networks.frozen(x_t, t, _ending(cond, t)))
@@ -191,7 +191,7 @@ def _meanflow(
         square = mean_per_example(error**2)
         return square / jax.lax.stop_gradient(square + c) ** p
 
-    return FewStep(draw, loss, needs_teacher=with_teacher, guided=guide.acts, two_times=True)
+    return FewStep(draw, loss, needs_teacher=distilled, guided=guide.acts, two_times=True)
 
 
 def _ending(cond: Cond, s: Array) -> Cond:

@@ -127,7 +127,7 @@ def plan_of(
         seeds,
         lambda positions: sample_conditions.at(experiment, dataset, positions),
         min(settings.batch_size, len(seeds)),
-        identity_of(trained, settings),
+        _identity_of(trained, settings),
         *kept_of(experiment),
     )
 
@@ -142,7 +142,7 @@ def kept_of(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray],
     return sampling.finished(experiment), shown.tiles
 
 
-def identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:
+def _identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:
     """Everything that the images of a model depend on besides seeds: run, weights and settings.
 
     Args:

@@ -142,7 +142,7 @@ def learning_rate_schedule(
     return rate
 
 
-def optimizer_names() -> list[str]:
+def _optimizer_names() -> list[str]:
     """The optimizers of the installed optax that `make_optimizer` takes.
 
     Those of optax.contrib are not listed.
@@ -166,7 +166,7 @@ def _find(name: str) -> Callable:
         or name in LEFT_OUT
         or not _takes_a_rate(found)
     ):
-        raise unknown("optimizer", name, optimizer_names())
+        raise unknown("optimizer", name, _optimizer_names())
     return found
 
 

@@ -205,7 +205,7 @@ TRACKERS: Mapping[str, Callable[[Tracked], Tracker]] = {
 IN_THREAD = ("wandb",)  # those that use the network
 
 
-def check(names: Sequence[str]) -> None:
+def check_installed(names: Sequence[str]) -> None:
     """Refuse trackers that are not installed.
 
     Args:

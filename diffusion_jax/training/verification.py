@@ -87,7 +87,7 @@ def read_body(folder: Path) -> dict[str, Any]:
     Raises:
       DamagedCheckpoint: if it cannot be read, or is not what was written.
     """
-    staging.complete(folder)
+    staging.fetch(folder)
     meta = _attempt(storage.read_meta, folder)
     if not isinstance(meta, dict) or meta.get("sha256") != _text_digest(meta.get("body")):
         raise DamagedCheckpoint("its description does not match its digest")

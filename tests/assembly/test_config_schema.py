@@ -25,8 +25,8 @@ def test_every_config_passes_and_every_key_of_it_has_a_rule(file):
     module = importlib.import_module(f"configs.{file}")
     for variant in getattr(module, "DATA", None) or getattr(module, "VARIANTS", base.VARIANTS):
         config = module.get_config(variant)
-        config_schema.check(config, complete=file != "families")
-        known = {config_schema._NESTED.sub("", key) for key, _ in config_schema._leaves(config)}
+        config_schema.check_values(config, complete=file != "families")
+        known = {config_schema._NESTED.sub("", key) for key, _ in config_schema.leaves(config)}
         of_families = ("about.", "cost.")  # a text and a number for each family
         known = {key for key in known if not key.startswith(of_families)}
         assert known <= config_schema.KEYS.keys()
@@ -87,7 +87,7 @@ def test_a_value_out_of_its_range_is_one_line_with_key_value_and_what_is_allowed
     for value in WRONG[key]:
         section, _, name = key.rpartition(".")
         with pytest.raises(UserError) as caught:
-            config_schema.check({section: {name: value}} if section else {name: value})
+            config_schema.check_values({section: {name: value}} if section else {name: value})
         line = str(caught.value)
         assert key in line and "\n" not in line and len(line) < 300, line
 
@@ -122,14 +122,14 @@ def test_the_same_option_may_differ_between_networks():
         config_schema.read("model.attention", "true", network="autoencoder.AutoencoderKL") is True
     )
     with pytest.raises(UserError, match="model.attention=True: it must be a tuple"):
-        config_schema.check({"model": {"name": "unet.UNet", "attention": True}})
+        config_schema.check_values({"model": {"name": "unet.UNet", "attention": True}})
 
 
 def test_keys_that_are_not_listed_must_be_plain_and_finite():
-    config_schema.check({"model": {"name": "mine.Net", "rank": 4, "rates": (0.1, (1, 2))}})
+    config_schema.check_values({"model": {"name": "mine.Net", "rank": 4, "rates": (0.1, (1, 2))}})
     for bad in (math.nan, (1.0, math.inf), object(), "a\0b", 10**40):
         with pytest.raises(UserError, match=r"config\.model\.rank="):
-            config_schema.check({"model": {"name": "mine.Net", "rank": bad}})
+            config_schema.check_values({"model": {"name": "mine.Net", "rank": bad}})
     with pytest.raises(UserError, match="model.rank=x: it must be"):
         config_schema.read("model.rank", "x", present=4)
 
@@ -138,15 +138,15 @@ def test_keys_that_are_not_listed_must_be_plain_and_finite():
 def test_sections_must_be_sections(damage):
     config = digits.get_config("vp").to_dict() | damage
     with pytest.raises(UserError, match=f"config.{next(iter(damage))}=.*must be a section"):
-        config_schema.check(config)
+        config_schema.check_values(config)
 
 
 def test_a_file_that_lacks_what_every_run_has_is_damaged():
     config = digits.get_config("vp").to_dict()
     del config["process"], config["training"]["steps"]
-    config_schema.check(config)
+    config_schema.check_values(config)
     with pytest.raises(UserError, match="lacks process, training.steps; it is damaged"):
-        config_schema.check(config, complete=True)
+        config_schema.check_values(config, complete=True)
 
 
 def test_deep_nesting_is_refused_and_does_not_recurse():
@@ -154,4 +154,4 @@ def test_deep_nesting_is_refused_and_does_not_recurse():
     for _ in range(5000):
         deep = {"a": deep}
     with pytest.raises(UserError, match="nested more than"):
-        config_schema.check(deep)
+        config_schema.check_values(deep)

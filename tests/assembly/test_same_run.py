@@ -62,13 +62,17 @@ def test_a_resumed_run_may_change_what_is_free_and_nothing_else(run):
             same_run.check_resumed(run, same_run.resolved(changed(**{key: value})))
 
 
+def used(run, config, same_network=True):
+    same_run.check_usable(run, files.load_json(run / "config.json"), config, same_network)
+
+
 def test_a_component_may_have_another_name_than_in_earlier_versions(run):
     config = digits.get_config("iddpm")
     record = same_run.resolved(config)
     record["objective"] = record["objective"].replace("learned_variance.", "elbo.")
     files.save_json(run / "config.json", record)
     same_run.check_resumed(run, same_run.resolved(config))
-    same_run.check_usable(run, config, True)
+    used(run, config)
 
 
 def test_without_its_config_a_run_is_resumed_by_that_config_alone(run):
@@ -95,19 +99,17 @@ def test_without_its_config_a_run_is_resumed_by_that_config_alone(run):
     ],
 )
 def test_a_trained_model_is_used_as_it_was_trained(run, key, value, said):
-    same_run.check_usable(
-        run, changed(sampler__nfe=5, data__path="there", model__dtype="bfloat16"), True
-    )
+    used(run, changed(sampler__nfe=5, data__path="there", model__dtype="bfloat16"))
     with pytest.raises(UserError, match=rf"config.{key.replace('__', '.')}=.* {said}"):
-        same_run.check_usable(run, changed(**{key: value}), True)
+        used(run, changed(**{key: value}))
 
 
 def test_another_process_is_refused_where_the_network_would_see_other_inputs(run):
-    same_run.check_usable(run, changed(process="schedules.EDM()"), True)
+    used(run, changed(process="schedules.EDM()"))
     with pytest.raises(
         UserError, match=r"config.process=schedules.EDM\(\) would not be the network"
     ):
-        same_run.check_usable(run, changed(process="schedules.EDM()"), False)
+        used(run, changed(process="schedules.EDM()"), same_network=False)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_moments_stream_in_batches_of_any_size():
 
 def test_moments_of_pixels():
     images = np.random.default_rng(0).integers(0, 256, (7, 2, 3, 1), np.uint8)
-    moments = frechet.moments_of(pixels, images, batch_size=3)
+    moments = frechet.stream(pixels(images[i : i + 3]) for i in range(0, 7, 3))
     np.testing.assert_allclose(moments.mean, images.reshape(7, 6).mean(0) / 255, rtol=1e-6)
     np.testing.assert_allclose(
         moments.cov, np.cov(images.reshape(7, 6) / 255, rowvar=False), rtol=1e-5

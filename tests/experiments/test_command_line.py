@@ -24,7 +24,7 @@ RUN = "--workdir=run"
 PARSE = """
 import contextlib, io, json, sys
 from absl import flags
-from diffusion_jax.assembly import config_files
+from diffusion_jax.assembly import config_files, config_schema
 from experiments import arguments, cli, values
 values.path_flag("workdir", None, "the folder of a run", required=True)
 values.path_flag("out", "", "where to write")
@@ -33,14 +33,14 @@ flags.DEFINE_float("scale", 1.0, "a number")
 flags.DEFINE_bool("search", False, "a switch")
 flags.DEFINE_enum("kind", "alpha", ["alpha", "beta"], "a choice")
 flags.DEFINE_string("name", "", "a text")
-plain = dict(config_files._leaves(config_files.load_config("configs/digits.py:vp")))
+plain = dict(config_schema.leaves(config_files.load_config("configs/digits.py:vp")))
 for source, argv in json.load(sys.stdin):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             modes = ("search",) if source == "workdir" else ()
             parsed = arguments.parse(["command", *argv], source, modes=modes)
-        leaves = dict(config_files._leaves(parsed.config))
+        leaves = dict(config_schema.leaves(parsed.config))
         changed = {k: v for k, v in leaves.items() if plain.get(k) != v}
         out = {"config": changed, "flags": parsed.flags}
     except SystemExit as end:

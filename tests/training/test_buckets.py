@@ -107,7 +107,7 @@ def test_a_checkpoint_counts_by_its_last_object_and_is_fetched_when_it_is_read(s
     put(store / "run", checkpoints__8__state="half of it")
     folder = Path(staging.local(RUN)) / "checkpoints"
     assert restoring.steps(folder) == [4] and not list((folder / "4").iterdir())
-    staging.complete(folder / "4")
+    staging.fetch(folder / "4")
     assert (folder / "4/state").read_text() == "x"
     staging.tidy(folder)
     assert not (store / "run/checkpoints/8/state").exists()
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_the_newer(st
     folder = Path(staging.local(RUN)) / "checkpoints"
     (store / "run/checkpoints/4/_COMMITTED").unlink()
     checkpoint(store / "run", 8)
-    staging.complete(folder / "4")
+    staging.fetch(folder / "4")
     assert restoring.steps(folder) == [8]
 
 
@@ -134,7 +134,7 @@ def test_names_that_leave_the_folder_are_refused(store, monkeypatch, name):
     (store / "run/checkpoints/4/_COMMITTED").write_text(json.dumps({name: 1}))
     folder = Path(staging.local(RUN)) / "checkpoints"
     with pytest.raises(UserError, match="an object that is no file"):
-        staging.complete(folder / "4")
+        staging.fetch(folder / "4")
     staging.close()
     listed = {f"b/run/{name}": {"size": 1}}
     monkeypatch.setattr(

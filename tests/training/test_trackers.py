@@ -168,9 +168,9 @@ def test_a_damaged_id_ends_nothing(wandb, tmp_path, capsys):
 
 def test_without_the_package_the_remedy_is_named_before_the_first_step(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    trackers.check(("csv", "tensorboard"))
+    trackers.check_installed(("csv", "tensorboard"))
     with pytest.raises(UserError, match=r"pip install 'diffusion_jax\[wandb\]'"):
-        trackers.check(("csv", "wandb"))
+        trackers.check_installed(("csv", "wandb"))
 
 
 def test_the_key_takes_names_and_refuses_others():

@@ -149,7 +149,7 @@ def peers(settings: PeerSettings, keep: Callable[[Part], Any]) -> Part:
     found = Part([], COLUMNS, _machine(settings))
     for name in settings.peers:
         try:
-            part = compare_with(name, settings)
+            part = _compare_with(name, settings)
             found = found._replace(rows=found.rows + part.rows)
             line = part.facts
         except PeerFailed as failure:
@@ -160,7 +160,7 @@ def peers(settings: PeerSettings, keep: Callable[[Part], Any]) -> Part:
     return found
 
 
-def compare_with(name: str, settings: PeerSettings) -> Part:
+def _compare_with(name: str, settings: PeerSettings) -> Part:
     """Compare with one peer.
 
     Args:

@@ -256,7 +256,7 @@ def restore(job: Job, task: str, mask: str, spec: str, draws: int) -> RestoredSa
     method = method_for(spec, measurement, task)
     y, truth = measure(job, measurement), sampling.finished(model)(job.images)
     of_latents = model.latents is not None
-    seen = in_latents(job, method, measurement, y, task) if of_latents else (y, measurement)
+    seen = _in_latents(job, method, measurement, y, task) if of_latents else (y, measurement)
     job, evaluations = with_budget(job, method, seen[1])
     results = np.stack(
         [restored(job, method, seen[1], seen[0], keys_of_draw(job, n)) for n in range(draws)]
@@ -267,7 +267,7 @@ def restore(job: Job, task: str, mask: str, spec: str, draws: int) -> RestoredSa
     return RestoredSamples(measurement, y, results, truth, evaluations)
 
 
-def in_latents(
+def _in_latents(
     job: Job, method: Method, measurement: Measurement, y: Array, task: str
 ) -> tuple[Array, Measurement]:
     """The measurement by which a model of latents restores images.

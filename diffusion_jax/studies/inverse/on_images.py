@@ -179,7 +179,7 @@ def parse_tasks(
     return found
 
 
-def perceptual_distance(name: str, dataset: Dataset) -> Distance:
+def _perceptual_distance(name: str, dataset: Dataset) -> Distance:
     """A perceptual distance of images from their truth.
 
     Args:
@@ -223,7 +223,7 @@ def make_rows(
       Rows {'task', 'method', 'evaluations', 'psnr' and 'perceptual' of each image, 'shown': the
       first images}, and the first true images (SHOWN, H, W, C) uint8.
     """
-    distance = perceptual_distance(
+    distance = _perceptual_distance(
         perceptual or ("classifier" if dataset.num_classes else "lpips"), dataset
     )
     mean_image = transforms.to_float(data.arrays(dataset.train)["image"]).mean(0)

@@ -128,7 +128,7 @@ def compare_with_posterior(
     print(f"{text}\n{stem}.json, .md, .png")
 
 
-def matrix_for(dim: int) -> np.ndarray:
+def _matrix_for(dim: int) -> np.ndarray:
     """Choose the directions that are measured.
 
     Args:
@@ -165,7 +165,7 @@ def mixture_of(target: str) -> laws.Mixture:
     )
 
 
-def problem_of(settings: MixtureSettings) -> MixtureProblem:
+def _problem_of(settings: MixtureSettings) -> MixtureProblem:
     """Draw points of a target and measure them, and compute their exact posterior.
 
     Args:
@@ -174,7 +174,7 @@ def problem_of(settings: MixtureSettings) -> MixtureProblem:
     """
     law = jax.tree.map(jnp.asarray, mixture_of(settings.target))
     dim = law.means.shape[1]
-    matrix = matrix_for(dim)
+    matrix = _matrix_for(dim)
     measurement = measurements.linear((dim,), matrix, settings.std)
     truth = laws.draw_mixture(law, jax.random.key(1), settings.num)
     y = measurements.measure(measurement, jax.random.key(2), truth)
@@ -221,7 +221,7 @@ def make_rows(
     Returns:
       Rows {'method', 'nfe', 'evaluations', the METRICS, 'draws' of the first measurement}.
     """
-    problem = problem_of(settings)
+    problem = _problem_of(settings)
     mean, variance = map(np.asarray, posterior.posterior_moments(problem.exact))
     num, draws, dim = settings.num, settings.draws, problem.law.means.shape[1]
     keys = jax.random.split(jax.random.key(3), num * draws)
@@ -242,7 +242,7 @@ def make_rows(
     ]
     names = [TRUTH, *methods]
     for name in names:
-        solve, evaluations = solver_of(settings, problem, _method(name, problem), budgets)
+        solve, evaluations = _solver_of(settings, problem, _method(name, problem), budgets)
         for nfe in budgets:
             place = names.index(name) * len(budgets) + budgets.index(nfe) + 1
             key = {"method": name, "nfe": nfe, "evaluations": evaluations[nfe]}
@@ -266,7 +266,7 @@ def _method(name: str, problem: MixtureProblem) -> Method:
     return Method(exact)
 
 
-def solver_of(
+def _solver_of(
     settings: MixtureSettings, problem: MixtureProblem, method: Method, budgets: Sequence[int]
 ) -> tuple[Callable[[Key, int], Array], dict[int, int]]:
     """Compile a method for all budgets.

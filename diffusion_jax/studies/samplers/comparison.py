@@ -226,7 +226,7 @@ def print_listing() -> None:
 
 
 def _entries(samplers: str) -> list[str]:
-    return parsing.specs(samplers) or default_samplers()
+    return parsing.specs(samplers) or _default_samplers()
 
 
 def _budgets(nfe: str) -> list[int]:
@@ -241,7 +241,7 @@ def _print(text: str, root: Path) -> None:
     print(f"{text}\n{root / 'compare.html'} holds all of this, with pictures")
 
 
-def default_samplers() -> list[str]:
+def _default_samplers() -> list[str]:
     """A representative dozen of samplers and grids."""
     known = members(components.SAMPLERS)
     return [entry for entry in SAMPLERS if entry.partition("@")[0] in known]

@@ -66,7 +66,7 @@ def random(cells: int = 20, seed: int = 0) -> SearchMethod:
     """
     need_range("--search: random: cells", cells, 1, MOST_CELLS)
     need_range("--search: random: seed", seed, 0, 2**32 - 1)
-    return SearchMethod(lambda size: random_cells(size, cells, seed), grid().rungs)
+    return SearchMethod(lambda size: _random_cells(size, cells, seed), grid().rungs)
 
 
 def halving(share: float = 0.2, cells: int = 0, seed: int = 0) -> SearchMethod:
@@ -135,7 +135,7 @@ def cost(rungs: Sequence[Rung]) -> int:
     return sum(rung.cells * (rung.images - less) for rung, less in zip(rungs, before))
 
 
-def random_cells(size: int, count: int, seed: int) -> list[int]:
+def _random_cells(size: int, count: int, seed: int) -> list[int]:
     """`count` different numbers of cells out of `size`, ascending; all if there are no more.
 
     Args:

@@ -231,10 +231,10 @@ def prepare(task: Task, sampler: CellSampler, dataset: Dataset, chosen: Names) -
     real = judge.measured_on_real(dataset.train, dataset.test, judged, task.num)
     about = {"judge": judged.identity, "metrics": chosen.metrics, "metric": chosen.metric}
     about |= {"reference": chosen.reference} if chosen.reference else {}
-    return Scoring(judged, score_name(judged, chosen, real), about, real)
+    return Scoring(judged, _score_name(judged, chosen, real), about, real)
 
 
-def score_name(judged: judge.Judge, chosen: Names, measured: Mapping[str, Any]) -> str:
+def _score_name(judged: judge.Judge, chosen: Names, measured: Mapping[str, Any]) -> str:
     """The name in scores of the metric that is optimized, by the first features that give it.
 
     Args:

@@ -96,7 +96,7 @@ def write_weights(
     Raises:
       UserError: as `export_weights`.
     """
-    name = class_for(to, config.model.name)
+    name = _class_for(to, config.model.name)
     network = networks.network(name)
     trained = workdirs.load(workdir, config)
     model = trained.experiment
@@ -211,7 +211,7 @@ def _save_pipeline(
     shapes = {path: leaf.shape for path, leaf in params.items()}
     wrong, found = published.misfits(network, options, model.shape, shapes), None
     try:
-        found = scheduling(model)
+        found = _scheduling(model)
     except UserError as error:
         value = f"{model.specs.parameterization} under {model.specs.process}"
         wrong["parameterization"] = published.Misfit(value, "eps()", str(error))
@@ -243,7 +243,7 @@ def _latents(workdir: Path) -> dict[str, Any]:
     return record.get("imported", {}).get("latents", {})
 
 
-def scheduling(model: Experiment) -> chains.Chain:
+def _scheduling(model: Experiment) -> chains.Chain:
     """Return the chain under which the network means the same in diffusers as here.
 
     Args:
@@ -255,7 +255,7 @@ def scheduling(model: Experiment) -> chains.Chain:
     return chains.chain(model.process, model.parameterization)
 
 
-def class_for(to: str, model: str) -> str:
+def _class_for(to: str, model: str) -> str:
     """Name the class that a network of ours has in a published format.
 
     Args:

@@ -95,7 +95,7 @@ def to_workdir(
       UserError: if `out` holds a model already, and as `import_weights`.
     """
     file = weight_files.find(Path(path))
-    found = described_by_pickle(source, file) if source in PICKLES else described(source, file)
+    found = _described_by_pickle(source, file) if source in PICKLES else described(source, file)
     scheduler = {} if found.settings else weight_files.scheduler_beside(file)
     own = found.latents if source in PICKLES else {}
     return write_workdir(found, file, out, scheduler, dataset, autoencoder, own)
@@ -136,7 +136,7 @@ def write_workdir(
     config = _config_of(found, scheduler, dataset, autoencoder)
     params = fit(found, scheduler, dataset) if params is None else params
     if autoencoder:
-        unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen, latents))
+        unseen = unseen._replace(encoded=_encoded_by(autoencoder, unseen, latents))
 
     return own_network.save(out, config, unseen, params, imported)
 
@@ -211,7 +211,7 @@ def described(source: str, file: Path) -> Found:
             "--from=diffusers takes a folder with both"
         )
     config = files.load_json(beside, reading.table()) if beside.exists() else {}
-    name = class_of(source, config)
+    name = _class_of(source, config)
     network = networks.network(name)
     stored = weight_files.read(file)
     with published.fitting(f"'{file}'"):
@@ -226,7 +226,7 @@ def described(source: str, file: Path) -> Found:
         return Found(name, options, shape, tensors, latents, network.settings(config))
 
 
-def described_by_pickle(source: str, file: Path) -> Found:
+def _described_by_pickle(source: str, file: Path) -> Found:
     """Read a .pkl of EDM or EDM2.
 
     Args:
@@ -251,7 +251,7 @@ def described_by_pickle(source: str, file: Path) -> Found:
     return Found(found.name, options, shape, found.tensors, found.latents, found.settings)
 
 
-def class_of(source: str, config: dict[str, Any]) -> str:
+def _class_of(source: str, config: dict[str, Any]) -> str:
     """Name the class of network that a config.json describes.
 
     Args:
@@ -271,7 +271,7 @@ def class_of(source: str, config: dict[str, Any]) -> str:
     return name
 
 
-def encoded_by(
+def _encoded_by(
     autoencoder: str, unseen: Dataset, latents: Mapping[str, Any] = MappingProxyType({})
 ) -> Encoded:
     """The description of a data set of latents that an imported autoencoder makes.

@@ -154,7 +154,7 @@ def sources(
     source = PublishedModel(trained, config, grids)
     if model.latents is None:
         return source, None
-    place = defaults.complete(config).latent.autoencoder
+    place = defaults.with_defaults(config).latent.autoencoder
     inner_root = Path(addresses.resolve(place, "config.latent.autoencoder"))
     own = workdirs.saved_config(inner_root, "config.latent.autoencoder")
     return source, PublishedModel(workdirs.load(inner_root, own), own)
