@@ -159,7 +159,7 @@ def sample_grid(
         captions, cond = sample_conditions.captions_of_test(experiment, dataset, picked)
         labels = captions[::columns]
     draw = _drawer(experiment, parts, len(index), cond)
-    finish = sampling.finished(experiment)
+    finish = sampling.to_output(experiment)
 
     def save(state: TrainState, step: int) -> None:
         samples = finish(draw(state))
@@ -183,7 +183,7 @@ def _conditioned_grid(
     """`sample_grid` of a model that arrays condition."""
     index = np.arange(count) % len(dataset.test)
     batch, cond = sample_conditions.of_examples(experiment, dataset.test, index)
-    draw, finish = _drawer(experiment, parts, count, cond), sampling.finished(experiment)
+    draw, finish = _drawer(experiment, parts, count, cond), sampling.to_output(experiment)
     seen = experiment.dense and finish(experiment.dense.shown(cond["concat"]))
 
     def save(state: TrainState, step: int) -> None:

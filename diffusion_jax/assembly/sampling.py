@@ -210,8 +210,8 @@ def decoded(experiment: Experiment, x: Array) -> Array:
     return x if latents is None else latents.decode(latents.params, x)
 
 
-def finished(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that makes samples, as they are judged and shown, of decoded x0.
+def to_output(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from decoded x0 to samples as they are judged, shown and written.
 
     Images become levels of 8 bits; points and normalized arrays stay float32, and are refused where
     they are not finite. Rows of a table become the nearest ones that it can have.
@@ -230,7 +230,7 @@ def _finite(known: Normalization | None, x: np.ndarray) -> np.ndarray:
 
 
 def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Make the function x0 (N, ...) -> samples as `finished` makes them; latents are decoded.
+    """Make the function x0 (N, ...) -> samples as `to_output` makes them; latents are decoded.
 
     This is for samples that are drawn without `sample_fn`.
 
@@ -239,7 +239,7 @@ def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray],
       batch_size: number of latents that are decoded at once.
     """
     if experiment.latents is None:
-        return finished(experiment)
+        return to_output(experiment)
     latents = experiment.latents
     decode = jax.jit(lambda x, params: latents.decode(params, x))
     return lambda x: transforms.to_uint8(

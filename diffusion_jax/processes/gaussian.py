@@ -307,8 +307,8 @@ def time_of_logsnr(process: Process, lam: Array) -> Array:
     def halve(_, bracket):
         lo, hi = bracket
         mid = 0.5 * (lo + hi)
-        noisier = logsnr(process, mid) > fixed  # not noisy enough yet: move right
-        return jnp.where(noisier, mid, lo), jnp.where(noisier, hi, mid)
+        too_clean = logsnr(process, mid) > fixed  # the time lies to its right
+        return jnp.where(too_clean, mid, lo), jnp.where(too_clean, hi, mid)
 
     lo, hi = jnp.full_like(fixed, process.t_min), jnp.full_like(fixed, process.t_max)
     lo, hi = jax.lax.fori_loop(0, 60, halve, (lo, hi))

@@ -39,7 +39,7 @@ def restored(
     index = np.arange(min(count, len(dataset.test)))
     batch, cond = sample_conditions.of_examples(model, dataset.test, index)
     draw = sampling.sample_with(model, trained.params, sampling.method(model), mesh)
-    finish, size = sampling.finished(model), min(model.sampling.batch_size, len(index))
+    finish, size = sampling.to_output(model), min(model.sampling.batch_size, len(index))
     keys = generate.seeds_to_keys(index)
     samples = generate.generate(draw, keys, cond, batch_size=size, finish=finish)
     truth = finish(batch["image"])

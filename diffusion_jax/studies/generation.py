@@ -126,7 +126,7 @@ def _drawn(
     draw: Callable[[Key, Cond], Array], model: Experiment, keys: Key, cond: Cond
 ) -> np.ndarray:
     """The samples of some keys as they are judged and shown."""
-    size, finish = min(model.sampling.batch_size, len(keys)), sampling.finished(model)
+    size, finish = min(model.sampling.batch_size, len(keys)), sampling.to_output(model)
     return generate.generate(draw, keys, cond, batch_size=size, finish=finish)
 
 

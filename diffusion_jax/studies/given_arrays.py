@@ -120,7 +120,7 @@ def _described(
     experiment: Experiment, cond: dict[str, Array], labels: np.ndarray, truth: np.ndarray | None
 ) -> Conditioned:
     """The conditions with what is shown and written of them."""
-    vector, seen, finish = None, None, sampling.finished(experiment)
+    vector, seen, finish = None, None, sampling.to_output(experiment)
     if own := experiment.units.vector:
         values = np.asarray(cond["vector"])
         vector = np.where(values[:, -1:] > 0, own.decode(values[:, :-1]), np.nan)

@@ -139,7 +139,7 @@ def kept_of(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray],
       experiment: the model that draws them.
     """
     shown = media.media_of(experiment.shape, experiment.normalization)
-    return sampling.finished(experiment), shown.tiles
+    return sampling.to_output(experiment), shown.tiles
 
 
 def _identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def psnr_of(model: Experiment, samples: np.ndarray, truth: np.ndarray) -> np.nda
 
     Args:
       model: the model.
-      samples: (N, ...), as they are judged (sampling.finished).
+      samples: (N, ...), as they are judged (sampling.to_output).
       truth: likewise.
 
     Returns:

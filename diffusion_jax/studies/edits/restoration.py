@@ -164,7 +164,7 @@ def restored(
         batch_size=batch_size,
         description=description,
         progress=progress,
-        finish=sampling.finished(model),
+        finish=sampling.to_output(model),
     )
 
 
@@ -254,7 +254,7 @@ def restore(job: Job, task: str, mask: str, spec: str, draws: int) -> RestoredSa
     model, shape = job.trained.experiment, job.images.shape[1:]
     measurement = measurement_for(task, mask, shape, of_table(model.normalization))
     method = method_for(spec, measurement, task)
-    y, truth = measure(job, measurement), sampling.finished(model)(job.images)
+    y, truth = measure(job, measurement), sampling.to_output(model)(job.images)
     of_latents = model.latents is not None
     seen = _in_latents(job, method, measurement, y, task) if of_latents else (y, measurement)
     job, evaluations = with_budget(job, method, seen[1])

@@ -108,7 +108,7 @@ def interpolate(job: Job, denoise: Denoiser, steps: int = 9) -> Strip:
         return list(map(finish, np.asarray(frames))), names, {"between": "own images"}
     run = _program(job, denoise, edits.interpolate)
     frames = list(map(finish, np.asarray(run(*pairs(x0), weights, ts, conds))))
-    one, other = map(sampling.finished(model), pairs(job.images))
+    one, other = map(sampling.to_output(model), pairs(job.images))
     ends = [
         psnr_of(model, frame, end).mean() for frame, end in ((frames[0], one), (frames[-1], other))
     ]
@@ -125,7 +125,7 @@ def sdedit(job: Job, denoise: Denoiser, strengths: list[float]) -> Strip:
       strengths: shares of the sampler's steps: the larger, the less is left of the image.
     """
     model, finish, x0 = job.trained.experiment, to_images(job), examples(job)
-    guide, run = sampling.finished(model)(job.images), _program(job, denoise, edits.sdedit)
+    guide, run = sampling.to_output(model)(job.images), _program(job, denoise, edits.sdedit)
     results = [
         finish(run(job.keys, x0, edits.last_moves(job.sampling.ts, strength), job.cond))
         for strength in strengths
@@ -162,7 +162,7 @@ def translate(job: Job, denoise: Denoiser, labels: str) -> Strip:
         if labels in ("", "own")
         else parsing.labels("labels", labels, classes[:-1])
     )
-    truth = sampling.finished(model)(job.images)
+    truth = sampling.to_output(model)(job.images)
     # where the class of an image is not known, it is encoded without a condition
     own = (
         model.conditions.null(len(truth))

@@ -46,7 +46,7 @@ def make_rows(
     model = job.trained.experiment
     mean = data.arrays(dataset.train, MEAN_OF)["image"].mean(0)
     tiles = media.media_of(model.shape, model.normalization).tiles
-    truth, rows = sampling.finished(model)(job.images), []
+    truth, rows = sampling.to_output(model)(job.images), []
     for place, (name, (task, mask)) in enumerate(tasks.items()):
         measurement = measurement_for(task, mask, model.shape, of_table(model.normalization))
         y = restoration.measure(job, measurement)

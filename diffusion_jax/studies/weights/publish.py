@@ -198,7 +198,7 @@ def _picture(
         generate.seeds_to_keys(range(count)),
         cond,
         batch_size=min(model.sampling.batch_size, count),
-        finish=sampling.finished(model),
+        finish=sampling.to_output(model),
     )
     real = data.arrays(dataset.train, limit=count)["image"] if shown.of_sets else None
     if given and given[3].seen is not None:
