@@ -130,7 +130,22 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
     for key, value in config_schema.leaves(config):
         if config_schema.rule(key).is_path and type(value) is str and value.startswith("~"):
             _assign(config, key, expand_home(f"config.{key}", value))
+    if "model.name" in texts:
+        _check_network(config)
     config_schema.check_values(config)
+
+
+def _check_network(config: ConfigDict) -> None:
+    """Refuse a network that has not the keys of the one for which the config was written."""
+    name = config.model.name
+    fields = components.network_fields(name)
+    foreign = [key for key in config.model if key not in ("name", *fields)]
+    if fields and foreign:
+        raise UserError(
+            f"config.model.name={name}: the config is of another network, whose keys "
+            f"{', '.join(foreign[:3])} this one does not have; write config.model = "
+            f"network('{name}') in a config file, or take a config of this network"
+        )
 
 
 def _check_key(key: str, leaves: Mapping[str, Any]) -> None:

@@ -69,7 +69,8 @@ def number(low: float, high: float, *, above: bool = False) -> Rule:
         )
 
     start = f"above {low:g} and at most" if above else f"from {low:g} to"
-    return Rule(f"a number {start} {high:g}", accepts, float)
+    end = f"{high:g}" if float(f"{high:g}") == high else repr(high)
+    return Rule(f"a number {start} {end}", accepts, float)
 
 
 def flag() -> Rule:

@@ -93,7 +93,8 @@ KEYS: dict[str, Rule] = {
     "latent.autoencoder": path(),
     "latent.recipe": path(),
     "optimizer.name": text(empty=False),
-    "optimizer.learning_rate": number(0, 1000, above=True),
+    # smaller ones, and a b2 nearer to 1, vanish in float32
+    "optimizer.learning_rate": number(1e-12, 1000),
     "optimizer.warmup": STEPS,
     "optimizer.schedule": choice("constant", "cosine", "linear", "rsqrt"),
     "optimizer.final": number(0, 1),
@@ -101,7 +102,7 @@ KEYS: dict[str, Rule] = {
     "optimizer.clip": number(0, 1e9),
     "optimizer.weight_decay": optional(number(0, 100)),
     "optimizer.b1": optional(number(0, 0.999999)),
-    "optimizer.b2": optional(number(0, 0.999999999)),
+    "optimizer.b2": optional(number(0, 0.9999999)),
     "optimizer.eps": optional(number(0, 1)),
     "ema.halflives": sequence(number(0, 1e12, above=True)),
     "ema.ramp": optional(number(0, 1000)),

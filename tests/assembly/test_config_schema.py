@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import base, digits
-from diffusion_jax.assembly import components, config_schema
+from diffusion_jax.assembly import components, config_files, config_schema
 from diffusion_jax.assembly.build import members
 from diffusion_jax.core.errors import UserError
 
@@ -115,6 +115,18 @@ READ = {
 @pytest.mark.parametrize("key, text", READ)
 def test_texts_of_the_command_line_become_values_of_the_key_s_type(key, text):
     assert config_schema.read(key, text) == READ[key, text]
+
+
+def test_the_limit_that_is_named_is_the_one_that_counts():
+    with pytest.raises(UserError, match="b2=1.0: it must be None or a number from 0 to 0.9999999"):
+        config_schema.read("optimizer.b2", "1.0")
+
+
+def test_a_network_without_the_keys_of_the_config_is_refused_by_name():
+    config = digits.get_config("vp").lock()
+    words = "config.model.name=dit.DiT: the config is of another network, whose keys attention"
+    with pytest.raises(UserError, match=words):
+        config_files.apply(config, [("model.name", "DiT"), ("model.width", "8")])
 
 
 def test_the_same_option_may_differ_between_networks():
