@@ -54,6 +54,16 @@ def watch_signals() -> None:
     """
     for number in STATUS:
         signal.signal(number, _leave_now)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)  # see start_again
+
+
+def start_again() -> None:
+    """Start the command once more in the place of this process, with the environment of now.
+
+    A signal that comes meanwhile waits until `watch_signals` of the new start.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
 
 
 class stoppable:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import platform
 from collections.abc import MutableMapping
 from importlib import metadata
+from pathlib import Path
 
 # Without this flag the backward pass of a convolution on a CPU takes up to three times as long. An
 # XLA that does not know the flag ends the process, so it is set only for tested versions.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 CPU_VALUE = "-individual_convolution"
 CPU_FLAG_TESTED_WITH = ("0.10.2", "0.11.2", "0.12.0")
-# mallopt(3): one arena, no blocks of their own mapping, and memory that is freed is kept.
-ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1
-KEPT = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}
+LARGE_PAGES = "glibc.malloc.hugetlb=1"  # a tunable of glibc, which reads it as a process starts
+LARGE_PAGES_SINCE = (2, 35)  # the version of glibc
+ON_REQUEST = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # Python's default is to look for cycles of garbage after every 700 new objects.
 COLLECT_EVERY = 100_000
 
@@ -44,28 +44,37 @@ def set_cpu_flags(environ: MutableMapping[str, str] = os.environ) -> bool:
     return True
 
 
-def keep_freed_memory(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Let the C library keep memory that is freed, for the next step of a program on the CPU.
+def ask_for_large_pages(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Set the variable by which a process that starts with it has memory in pages of 2 MiB.
 
-    XLA's CPU allocates the temporary memory of a program anew for each call. By default glibc
-    returns it to the system after the call, and the next call touches new pages, which took a fifth
-    of the time of a training step (docs/scaling.md). The process keeps its peak memory until it
-    ends.
+    XLA's CPU allocates the temporary memory of a program anew for each call, a gigabyte for a
+    training step of a small U-Net. In pages of 4 KiB the system's work for them takes a fifth of
+    the step (docs/speed.md).
 
-    It is done only if JAX will use the CPU, with glibc, and where the user has set none of its
-    variables (MALLOC_* and GLIBC_TUNABLES).
+    It is done only if JAX will use the CPU, with a glibc that knows the variable, on a system that
+    has large pages on request ("madvise"), and where the user has set no variable of malloc
+    (MALLOC_* and GLIBC_TUNABLES). So the process that was started with it asks for nothing.
 
     Args:
-      environ: the environment variables.
+      environ: the environment variables, changed in place.
 
     Returns:
-      Whether it was done.
+      Whether the variable was set.
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environ)
-    if own or platform.libc_ver()[0] != "glibc" or not cpu_only(environ):
+    if own or not _has_large_pages() or not cpu_only(environ):
         return False
-    library = ctypes.CDLL(None)
-    return all(library.mallopt(key, value) == 1 for key, value in KEPT.items())
+    environ["GLIBC_TUNABLES"] = LARGE_PAGES
+    return True
+
+
+def _has_large_pages() -> bool:
+    library, version = platform.libc_ver()
+    known = library == "glibc" and tuple(map(int, version.split(".")[:2])) >= LARGE_PAGES_SINCE
+    try:
+        return known and "[madvise]" in ON_REQUEST.read_text()
+    except OSError:
+        return False
 
 
 def collect_rarely() -> None:

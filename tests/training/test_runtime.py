@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffusion_jax.training import runtime
+from experiments import loading
 
 
 @pytest.mark.parametrize(
@@ -52,28 +55,58 @@ def test_runtime_does_not_import_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a function of glibc")
-def test_freed_memory_is_kept():
-    """A process touches a large block of memory again without new pages, unless its user has set
-    variables of malloc or has an accelerator.
-    """
-    code = """if True:
-        import ctypes, resource
-        from diffusion_jax.training import runtime
-        kept = [runtime.keep_freed_memory(given) for given in (
-            {"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"},
-            {"JAX_PLATFORMS": "cpu"})]
-        assert kept == [False, False, True]
-        for _ in range(2):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            memory = ctypes.CDLL(None)
-            memory.malloc.restype, memory.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-            block = memory.malloc(ctypes.c_size_t(2**26))
-            ctypes.memset(block, 1, 2**26)
-            memory.free(block)
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
-    """
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize(
+    "environ, libc, pages, asked",
+    [
+        ({"JAX_PLATFORMS": "cpu"}, ("glibc", "2.36"), "always [madvise] never", True),
+        ({"JAX_PLATFORMS": "cpu"}, ("glibc", "2.35"), "always defer [madvise] never", True),
+        ({"JAX_PLATFORMS": "cpu"}, ("glibc", "2.31"), "always [madvise] never", False),
+        ({"JAX_PLATFORMS": "cpu"}, ("", ""), "always [madvise] never", False),
+        ({"JAX_PLATFORMS": "cpu"}, ("glibc", "2.36"), "[always] madvise never", False),
+        ({"JAX_PLATFORMS": "cpu"}, ("glibc", "2.36"), "always madvise [never]", False),
+        ({"JAX_PLATFORMS": "cpu"}, ("glibc", "2.36"), None, False),
+        ({"JAX_PLATFORMS": "cuda"}, ("glibc", "2.36"), "always [madvise] never", False),
+        (
+            {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"},
+            ("glibc", "2.36"),
+            "always [madvise] never",
+            False,
+        ),
+    ],
+)
+def test_large_pages_are_asked_for_where_they_exist_on_request(
+    monkeypatch, tmp_path, environ, libc, pages, asked
+):
+    file = tmp_path / "enabled"
+    if pages is not None:
+        file.write_text(pages)
+    monkeypatch.setattr(runtime, "ON_REQUEST", file)
+    monkeypatch.setattr(platform, "libc_ver", lambda: libc)
+    environ = dict(environ)
+    assert runtime.ask_for_large_pages(environ) == asked
+    assert environ.get("GLIBC_TUNABLES") == (runtime.LARGE_PAGES if asked else None)
+    assert not runtime.ask_for_large_pages(environ)  # the process that is started with it
+
+
+@pytest.mark.parametrize(
+    "words, again",
+    [
+        (["-X", "dev", "-m", "experiments.train", "--workdir=a b"], True),
+        (["-m", "pytest", "experiments"], False),
+        (["-m", "pdb", "-m", "experiments.train"], False),
+        (["script.py", "-m"], False),
+    ],
+)
+def test_a_command_starts_again_for_large_pages_and_nothing_else_does(monkeypatch, words, again):
+    started = []
+    monkeypatch.setattr(sys, "orig_argv", ["python", *words])
+    monkeypatch.setattr(runtime, "ask_for_large_pages", lambda: True)
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda *given: None)
+    for setting in ("set_cpu_flags", "collect_rarely"):
+        monkeypatch.setattr(runtime, setting, lambda: None)
+    loading._before_jax.__wrapped__()
+    assert started == [(sys.executable, [sys.executable, *words], os.environ)] * again
 
 
 def test_garbage_is_collected_rarely():
