@@ -35,6 +35,19 @@ def apply(experiment: Experiment) -> Apply:
     return run
 
 
+def plain(experiment: Experiment, params: Params, **kwargs: Any) -> Denoise:
+    """The network of a model as a Denoise, without guidance and thresholding.
+
+    Args:
+      experiment: the model.
+      params: the parameters of the network.
+      **kwargs: further arguments of the network, such as train and rngs.
+    """
+    return parameterization.denoiser(
+        apply(experiment), params, experiment.parameterization, experiment.process, **kwargs
+    )
+
+
 def need_denoiser(experiment: Experiment) -> None:
     """Check that the model is a denoiser, for commands that need one.
 
@@ -113,10 +126,7 @@ def denoiser(
         condition for.
     """
     need_denoiser(experiment)
-    process = experiment.process
-    denoise = parameterization.denoiser(
-        apply(experiment), params, experiment.parameterization, process
-    )
+    process, denoise = experiment.process, plain(experiment, params)
     if scale is not None:
         need_guidable(experiment, "scale")
         guided = experiment.guide.apply(denoise, scale, _context(experiment, params))

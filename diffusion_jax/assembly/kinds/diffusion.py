@@ -10,7 +10,6 @@ from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
 from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params, Prediction
 from diffusion_jax.data.sources import Source
-from diffusion_jax.denoisers import parameterization
 from diffusion_jax.objectives.alignment import misalignment
 from diffusion_jax.objectives.resampling import NAME
 from diffusion_jax.processes import gaussian
@@ -36,7 +35,7 @@ def loss(experiment: Experiment) -> step.LossFn:
     Args:
       experiment: the model.
     """
-    network, objective = denoiser.apply(experiment), experiment.objective
+    objective = experiment.objective
     uncertain = {"log_variance": True} if experiment.options.get("uncertainty") else {}
 
     def run(params: Params, batch, keys: Key, now: step.Now):
@@ -52,15 +51,7 @@ def loss(experiment: Experiment) -> step.LossFn:
         rngs = step_inputs.dropout(keys, now.train)
         aligned = experiment.alignment and "features" in batch
         extra = uncertain | ({"tokens": True} if aligned else {})
-        denoise = parameterization.denoiser(
-            network,
-            params,
-            experiment.parameterization,
-            experiment.process,
-            train=now.train,
-            rngs=rngs,
-            **extra,
-        )
+        denoise = denoiser.plain(experiment, params, train=now.train, rngs=rngs, **extra)
         examples = {"level": gaussian.logsnr(experiment.process, noised.t)}
         if aligned:
             prediction = denoise(noised.x_t, noised.t, cond)

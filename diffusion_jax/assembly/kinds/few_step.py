@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from ml_collections import ConfigDict
 
@@ -53,24 +55,13 @@ def loss(experiment: Experiment) -> step.LossFn:
     Args:
       experiment: the model, with its objective and its teacher.
     """
-    network, objective = denoiser.apply(experiment), experiment.objective
+    objective = experiment.objective
     uncertain = {"log_variance": True} if experiment.options.get("uncertainty") else {}
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         # all networks have the same dropout masks
         rngs = step_inputs.dropout(keys, now.train)
-
-        def student(params, **extra):
-            return parameterization.denoiser(
-                network,
-                params,
-                experiment.parameterization,
-                experiment.process,
-                train=now.train,
-                rngs=rngs,
-                **extra,
-            )
-
+        student = functools.partial(denoiser.plain, experiment, train=now.train, rngs=rngs)
         frozen = student(jax.lax.stop_gradient(params))
         networks = FewStepNetworks(
             student(params, **uncertain),

@@ -14,7 +14,6 @@ from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, SamplingSettings
 from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.types import Array, Cond, Key, Params, Prediction
-from diffusion_jax.denoisers import parameterization
 from diffusion_jax.processes import gaussian, learned
 from diffusion_jax.training import step
 
@@ -48,8 +47,7 @@ def loss(experiment: Experiment) -> step.LossFn:
     Args:
       experiment: the model.
     """
-    network, found = denoiser.apply(experiment), experiment.objective.learned
-    if not found:
+    if not (found := experiment.objective.learned):
         return diffusion.loss(experiment)
 
     def run(params: Params, batch, keys: Key, now: step.Now):
@@ -58,9 +56,7 @@ def loss(experiment: Experiment) -> step.LossFn:
 
         def predict(params: Params, context: tuple, x_t: Array, t: Array) -> Prediction:
             cond, rngs = context
-            model = params, experiment.parameterization, experiment.process
-            denoise = parameterization.denoiser(network, *model, train=now.train, rngs=rngs)
-            return denoise(x_t, t, cond)
+            return denoiser.plain(experiment, params, train=now.train, rngs=rngs)(x_t, t, cond)
 
         own, keys = params[learned.NAME], arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE)
         losses, t, examples = found.loss(predict, params, own, keys, x0, (cond, rngs))
