@@ -10,8 +10,8 @@ folder is used.
 dit, sit, lightningdit: transformers by their authors' names. score_sde: checkpoints of the JAX or
 the torch program. edm, edm2: the .pkl files of Karras et
 al., whose code is not executed. guided_diffusion, improved_diffusion, consistency_models: the .pt
-files of OpenAI. stable_diffusion: the folder of a pipeline of Stable Diffusion 1, 2 or XL. A
-network of latents needs its autoencoder, imported before.
+files of OpenAI. stable_diffusion: the folder of a pipeline of Stable Diffusion 1, 2 or XL; sd3:
+of 3 or 3.5. A network of latents needs its autoencoder, imported before.
 Nothing in a file is executed. docs/weights.md says more.
 """
 
@@ -35,6 +35,7 @@ if __name__ == "__main__":
             "improved_diffusion",
             "consistency_models",
             "stable_diffusion",
+            "sd3",
         ],
         "publisher of the weights",
         required=True,

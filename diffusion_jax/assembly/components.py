@@ -43,7 +43,7 @@ from diffusion_jax.objectives.autoencoding import Likelihood
 from diffusion_jax.objectives.distance import Distance
 from diffusion_jax.objectives.times import TimeLaw
 from diffusion_jax.objectives.weighting import Weighting
-from diffusion_jax.pretrained import clip_encoder
+from diffusion_jax.pretrained import clip_encoder, sd3_encoder
 from diffusion_jax.processes import discrete, schedules
 from diffusion_jax.samplers import (
     adaptive,
@@ -144,7 +144,11 @@ MODELS = Family(
     "NETWORKS",
 )
 DISCRIMINATORS = Family("discriminator", discriminator.NETWORKS, "NETWORKS")
-ENCODERS = Family("text encoder", text.ENCODERS + clip_encoder.ENCODERS, "ENCODERS")
+ENCODERS = Family(
+    "text encoder",
+    text.ENCODERS + clip_encoder.ENCODERS + sd3_encoder.ENCODERS,
+    "ENCODERS",
+)
 SOUNDS = Family("representation of sounds", sound.SOUNDS, "SOUNDS")
 LOSS_SCALES = Family("scaling of the loss", loss_scale.LOSS_SCALES, "LOSS_SCALES")
 

@@ -111,28 +111,9 @@ def read(folder: Path, skip: int = 0, normalized: bool = True) -> tuple[ClipPart
     )
 
 
-def weights_of(folder: Path, names: Sequence[str] = WEIGHTS) -> dict[str, np.ndarray]:
-    """Read the tensors of the file of weights in a folder.
-
-    Args:
-      folder: the folder.
-      names: the names that the file may have.
-
-    Returns:
-      {name: array}.
-
-    Raises:
-      UserError: where there is none, and for a damaged file.
-    """
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
-    if file is None:
-        raise UserError(f"'{folder}' has no weights: none of {', '.join(names)}")
-    return weight_files.read(file)
-
-
 def _read_part(folder: Path, tokens: Path, skip: int, normalized: bool) -> ClipPart:
     own = reading.json_file(folder / "config.json", _RULE)
-    config, tensors = _DEFAULTS | own, weights_of(folder)
+    config, tensors = _DEFAULTS | own, weight_files.read_whole(folder, WEIGHTS)
     with published.fitting(f"'{folder}'"):
         named = reading.once((name.removeprefix("text_model."), a) for name, a in tensors.items())
     named.pop("embeddings.position_ids", None)  # 0, 1, 2, ... in old files
@@ -277,7 +258,7 @@ class _Clip:
 
     @functools.cached_property
     def runs(self) -> tuple[Callable[..., Any], ...]:
-        return tuple(jax.jit(_apply(part.network)) for part in self.parts)
+        return tuple(jax.jit(applied(part.network)) for part in self.parts)
 
     def count(self, caption: str) -> int:
         return max(len(part.tokenizer.encode([caption])[0]) for part in self.parts)
@@ -316,7 +297,13 @@ class _Clip:
             raise UserError(f"config.text.folder: {error}; import the model again") from error
 
 
-def _apply(network: ClipText) -> Callable[..., clip_text.ClipStates]:
+def applied(network: ClipText) -> Callable[..., clip_text.ClipStates]:
+    """Return the network as a function (params, ids (B, L), ends (B,)) -> ClipStates.
+
+    Args:
+      network: a text encoder of CLIP.
+    """
+
     def run(params: Params, ids: np.ndarray, ends: np.ndarray) -> clip_text.ClipStates:
         return network.apply({"params": params}, ids, ends)
 

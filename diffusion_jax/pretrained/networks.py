@@ -9,6 +9,7 @@ from diffusion_jax.pretrained import (
     dit_network,
     dit_variants,
     edm_networks,
+    mmdit_network,
     openai_networks,
     score_sde_network,
 )
@@ -22,6 +23,7 @@ NETWORKS = {
     "SiT": dit_variants.SIT,
     "LightningDiT": dit_variants.LIGHTNING,
     "DiTTransformer2DModel": dit_variants.DIFFUSERS,
+    "SD3Transformer2DModel": mmdit_network.SD3,
     "NCSNpp": score_sde_network.NCSNPP,
     "SongUNet": edm_networks.SONG,
     "DhariwalUNet": edm_networks.ADM,

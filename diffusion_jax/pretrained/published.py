@@ -7,6 +7,7 @@
     AutoencoderKL   diffusers (Rombach et al. 2022)                      autoencoder.AutoencoderKL
     DiT             the authors' own program (Peebles & Xie 2023)        dit.DiT
     SiT, LightningDiT, DiTTransformer2DModel (diffusers)                 dit.DiT
+    SD3Transformer2DModel   diffusers (Esser et al. 2024)                mmdit.MMDiT
     NCSNpp          score_sde (Song et al. 2021)                         ncsnpp.NCSNpp
     SongUNet        EDM (Karras et al. 2022)                             ncsnpp.NCSNpp
     DhariwalUNet    EDM                                                  unet.UNet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ FILES = (
     "model.safetensors",
     "model.pt",
 )
+INDEX = ".index.json"
+_INDEX = reading.record({"weight_map": reading.table(reading.text(1, 200))})
 
 
 def find(path: Path) -> Path:
@@ -58,6 +61,53 @@ def read(file: Path) -> dict[str, np.ndarray]:
         return safetensors.load_file(file)
     data = file.read_bytes()
     return flaxfile.load(data) if flaxfile.is_flax(data) else torchfile.load(data)
+
+
+def whole(folder: Path, names: Sequence[str]) -> Path:
+    """Find the file of weights of a folder, or the index of a network that is in several files.
+
+    Args:
+      folder: the folder.
+      names: the names that the file may have, the preferred one first.
+
+    Returns:
+      The file. NAME.index.json lists the files of which NAME would consist.
+
+    Raises:
+      UserError: where there is none.
+    """
+    for name in names:
+        for found in (folder / name, folder / f"{name}{INDEX}"):
+            if found.is_file():
+                return found
+    raise UserError(f"'{folder}' has no weights: none of {', '.join(names)}")
+
+
+def read_whole(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read the tensors of a network of one file or of several.
+
+    Args:
+      folder: the folder.
+      names: as of `whole`.
+
+    Returns:
+      {name of the tensor: array}.
+
+    Raises:
+      UserError: where there is no file, and for damaged files and an index of other files.
+    """
+    found = whole(folder, names)
+    if not found.name.endswith(INDEX):
+        return read(found)
+    files_of = reading.json_file(found, _INDEX)["weight_map"]
+    parts = {}
+    for name in dict.fromkeys(files_of.values()):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"'{found}' lists the file {name:.100}, which '{folder}' does not have")
+        parts |= {key: tensor for key, tensor in read(folder / name).items() if key in files_of}
+    if lost := [key for key in files_of if key not in parts]:
+        raise UserError(f"the files that '{found}' lists have no tensor {lost[0]:.100}")
+    return parts
 
 
 def scheduler_beside(file: Path) -> dict[str, Any]:

@@ -266,7 +266,7 @@ class RectifiedFlow:
     noise_scale: float = 1.0
 
     def __post_init__(self):
-        _need_times(self, above=True, high=NEARLY)
+        _need_times(self, above=True, high=1 - 2.0**-23)  # 1 - t is exact in float32
         need_range("schedules.RectifiedFlow: noise_scale", self.noise_scale, 0, 1e4, above=True)
 
     def alpha(self, t: Array) -> Array:

@@ -1,43 +1,25 @@
-"""A folder of Stable Diffusion, in the layout of diffusers, as a workdir.
-
-WORKDIR               the U-Net
-WORKDIR/autoencoder   its autoencoder, a workdir of its own (config.latent.autoencoder)
-WORKDIR/text          its text encoders and tokenizers (config.text.folder)
-"""
+"""A folder of Stable Diffusion 1, 2 or XL, in the layout of diffusers, as a workdir."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from diffusion_jax.assembly import components, locking
-from diffusion_jax.assembly.build import build
-from diffusion_jax.core import files, npz, reading
+from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import (
     clip_encoder,
     conditional_unet,
     networks,
     published,
-    safetensors,
     schedulers,
     weight_files,
-    weights,
 )
+from diffusion_jax.studies.weights import import_sd3, pipeline_folder
 from diffusion_jax.studies.weights import import_weights as single
-from diffusion_jax.training import restoring
 
 SOURCE = "stable_diffusion"
-WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-)
-TEXT, AUTOENCODER = "text", "autoencoder"  # folders of the workdir
 
 
 class PipelineKind(NamedTuple):
@@ -76,7 +58,8 @@ def import_weights(
     """Make a workdir of published weights, of one network or of a whole pipeline.
 
     Args:
-      from_: who published them: SOURCE, or one that `import_weights.import_weights` takes.
+      from_: who published them: SOURCE, import_sd3.SOURCE, or one that
+        `import_weights.import_weights` takes.
       path: the file of weights, its folder, or the folder of a pipeline.
       out: the workdir to make.
       data: config.data.name of the data set that the network was trained on.
@@ -85,15 +68,16 @@ def import_weights(
     Raises:
       UserError: for weights that do not fit, or a workdir that holds a model.
     """
-    if from_ != SOURCE:
+    pipelines = {SOURCE: stable_diffusion, import_sd3.SOURCE: import_sd3.stable_diffusion_3}
+    if from_ not in pipelines:
         single.import_weights(from_=from_, path=path, out=out, data=data, autoencoder=autoencoder)
         return
     if autoencoder:
         raise UserError(
-            f"--autoencoder={autoencoder}: --from={SOURCE} takes the vae/ of its folder; leave it "
+            f"--autoencoder={autoencoder}: --from={from_} takes the vae/ of its folder; leave it "
             "out"
         )
-    root = stable_diffusion(Path(path).expanduser(), out, data)
+    root = pipelines[from_](Path(path).expanduser(), out, data)
     print(f"{root}: ready for experiments.sample --prompt='...', edit and compare_samplers")
 
 
@@ -112,30 +96,26 @@ def stable_diffusion(path: Path, out: str | Path, dataset: str = "folder") -> Pa
     Raises:
       UserError: for an incomplete or damaged folder, and if `out` holds a model already.
     """
-    if restoring.latest_step(Path(out) / "checkpoints") is not None:
-        raise UserError(f"--out={out} holds a model already; give another folder")
+    pipeline_folder.need_new(out)
     kind, zeros = _kind(path)
     scheduler = _json(path, "scheduler/scheduler_config.json", _SPACING)
     unet, sizes = _unet(path)
-    codec, file = _autoencoder(path, unet.shape)
+    codec = pipeline_folder.autoencoder(path, unet.shape, SOURCE)
     parts = clip_encoder.read(path, kind.skip, kind.normalized)
     _check_text(path, parts, sizes)
-    settings = _settings(unet, codec, kind, parts, scheduler)
-    # before anything is written
-    params = single.fit(unet._replace(settings=settings), scheduler)
-    decoding = single.fit(codec, {}, dataset)
-    root, text = Path(out), Path(out) / TEXT
-    with locking.locked(out), locking.one_line(out):
-        print(f"{text}: writing the text encoders", file=sys.stderr)
-        _write_text(path, text, parts, settings, zeros)
-        print(f"{root / AUTOENCODER}: writing the autoencoder", file=sys.stderr)
-        inner = single.write_workdir(codec, file, root / AUTOENCODER, {}, dataset, params=decoding)
-    print(f"{root}: writing the U-Net", file=sys.stderr)
-    found = unet._replace(settings=settings | {"text.folder": str(text)})
-    unet_file = _weights(path / "unet")
-    return single.write_workdir(
-        found, unet_file, out, scheduler, dataset, str(inner), params=params
-    )
+    settings = _settings(unet, codec[0], kind, parts, scheduler)
+    found = [
+        pipeline_folder.TextPart(*names, clip_encoder.TOKENIZER, part.config, part.tensors)
+        for names, part in zip(clip_encoder.PARTS, parts)
+    ]
+
+    def write_text(text: Path) -> None:
+        empty = ("tokens", "pooled") if zeros else ()  # the sizes stay
+        pipeline_folder.write_text(path, text, found, settings, empty)
+
+    file = weight_files.whole(path / "unet", pipeline_folder.WEIGHTS)
+    unet = unet._replace(settings=settings)
+    return pipeline_folder.write(unet, file, codec, out, scheduler, write_text, dataset)
 
 
 def _kind(path: Path) -> tuple[PipelineKind, bool]:
@@ -152,19 +132,7 @@ def _kind(path: Path) -> tuple[PipelineKind, bool]:
 
 
 def _json(path: Path, name: str, rule: reading.Rule) -> dict[str, Any]:
-    if not (path / name).is_file():
-        raise UserError(
-            f"--path={path} has no {name}; --from={SOURCE} takes a folder of diffusers with "
-            "model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
-        )
-    return reading.json_file(path / name, rule)
-
-
-def _weights(folder: Path) -> Path:
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"'{folder}' has no weights: none of {', '.join(WEIGHTS)}")
+    return pipeline_folder.config_of(path, name, rule, SOURCE)
 
 
 def _unet(path: Path) -> tuple[single.Found, conditional_unet.TextSizes]:
@@ -178,23 +146,8 @@ def _unet(path: Path) -> tuple[single.Found, conditional_unet.TextSizes]:
     name = "UNet2DConditionModel"
     with published.fitting(f"'{path / 'unet/config.json'}'"):
         options, shape = published.read_config(networks.network(name), config, "unet/config.json")
-    tensors = weight_files.read(_weights(path / "unet"))
+    tensors = weight_files.read_whole(path / "unet", pipeline_folder.WEIGHTS)
     return single.Found(name, options, shape, tensors, {}), sizes
-
-
-def _autoencoder(path: Path, latent: tuple[int, ...]) -> tuple[single.Found, Path]:
-    """The autoencoder, for images whose latents have the U-Net's shape."""
-    _json(path, "vae/config.json", reading.table())
-    file = _weights(path / "vae")
-    found = single.described("diffusers", file)
-    if found.name != "AutoencoderKL" or found.options["latent_channels"] != latent[-1]:
-        raise UserError(
-            f"'{path / 'vae/config.json'}' is of a {found.name} with latent_channels="
-            f"{found.options.get('latent_channels')}; it must be an AutoencoderKL with {latent[-1]}"
-        )
-    factor = 2 ** (len(found.options["multipliers"]) - 1)
-    side = factor * latent[0]
-    return found._replace(shape=(side, side, found.shape[-1])), file
 
 
 def _check_text(
@@ -235,35 +188,4 @@ def _settings(
         "sampler.guidance": kind.guidance,
         "sampler.clip": "none",  # latents have no bounds
         "sampler.batch_size": 4,
-    }
-
-
-def _write_text(
-    path: Path,
-    text: Path,
-    parts: tuple[clip_encoder.ClipPart, ...],
-    settings: Mapping[str, Any],
-    zeros: bool,
-) -> None:
-    """Write the text encoders, their tokenizers, and the entries that mean "no caption"."""
-    for (folder, tokens), part in zip(clip_encoder.PARTS, parts):
-        files.save_json(text / folder / "config.json", part.config)
-        safetensors.save(text / folder / clip_encoder.WEIGHTS[0], _storable(part.tensors))
-        for name in clip_encoder.TOKENIZER:
-            if (path / tokens / name).is_file():
-                with files.atomic_path(text / tokens / name) as temporary:
-                    temporary.write_bytes(reading.content(path / tokens / name))
-    spec, length = settings["text.encoder"], settings["text.max_length"]
-    encoder = build(components.ENCODERS, spec, length, weights.load, folder=str(text))
-    entries = {name: value[0] for name, value in encoder.encode([""]).items()}
-    if zeros:  # the sizes stay
-        entries |= {name: np.zeros_like(entries[name]) for name in ("tokens", "pooled")}
-    npz.save(text / clip_encoder.EMPTY, entries)
-
-
-def _storable(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors in types that numpy has."""
-    return {
-        name: np.float32(value) if value.dtype.kind == "V" else value
-        for name, value in tensors.items()
     }
