@@ -32,7 +32,7 @@ class T5Encoder(nn.Module):
       heads: number of attention heads.
       head_width: channels of a head.
       hidden: width of the perceptron.
-      buckets: number of buckets of distances; see `distance_buckets`.
+      buckets: number of buckets of distances, half of them of the tokens that follow.
       farthest: the distance from which on all tokens are in the last bucket.
       epsilon: of the norms.
     """
@@ -60,7 +60,7 @@ class T5Encoder(nn.Module):
         init = nn.initializers.normal(1.0)
         words = jnp.asarray(self.param("words", init, (self.vocabulary, self.width)))
         by_distance = jnp.asarray(self.param("distances", init, (self.buckets, self.heads)))
-        bias = by_distance[distance_buckets(ids.shape[1], self.buckets, self.farthest)]
+        bias = by_distance[_distance_buckets(ids.shape[1], self.buckets, self.farthest)]
         bias, h = bias.transpose(2, 0, 1), words[ids]
         for i in range(self.depth):
             sizes = self.heads, self.head_width, self.hidden, self.epsilon
@@ -94,7 +94,7 @@ class _Layer(nn.Module):
         return h + nn.Dense(width, use_bias=False, name="mlp_out")(gated)
 
 
-def distance_buckets(length: int, buckets: int, farthest: int) -> np.ndarray:
+def _distance_buckets(length: int, buckets: int, farthest: int) -> np.ndarray:
     """The buckets of the distances of tokens (Raffel et al. 2020, section 2.1).
 
     Half of the buckets are of tokens that follow. Of each half, the first half are of the distances
