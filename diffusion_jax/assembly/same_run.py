@@ -17,6 +17,8 @@ from diffusion_jax.data.condition_arrays import DENSE, VECTOR
 from diffusion_jax.data.normalization import ConditionUnits, Normalization
 from diffusion_jax.data.sources import Renormalized
 
+CLOSE = 1e-3  # share of its size by which the end of a range may differ, such as by resampling
+
 # A resumed run may change these keys, and all of a section, which ends with a dot; any other
 # difference makes it another run.
 FREE = (
@@ -194,7 +196,12 @@ def names_the_same_data(workdir: Path, config: Any) -> bool:
 
 
 def same_data(
-    workdir: Path, about: Mapping[str, Any], loaded: data.Dataset, *, sizes: bool
+    workdir: Path,
+    about: Mapping[str, Any],
+    loaded: data.Dataset,
+    *,
+    sizes: bool,
+    values: bool = False,
 ) -> data.Dataset:
     """The data set with the numbers of its classes as the run in `workdir` has them.
 
@@ -205,6 +212,8 @@ def same_data(
       about: its data.json.
       loaded: what the data are now.
       sizes: whether the numbers of images must be the same.
+      values: whether the ranges of values must be the same, where they are recorded; others are
+        normalized as in training.
 
     Raises:
       UserError: naming what differs from data.json.
@@ -218,18 +227,40 @@ def same_data(
         table = [names.index(name) for name in loaded.class_names]
         train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, class_names=names)
+    moved = _moved(about, loaded) if values else []
     normalized = data_record.normalization(about)
     if normalized and loaded.normalization and _same_channels(normalized, loaded.normalization):
         # the model knows its own normalization, whatever the data are now
         train, test = (split.normalized_by(normalized) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, normalization=normalized)
     loaded = _in_units(loaded, data_record.units(about))
-    if differences := _differences(about, loaded, sizes):
+    if differences := _differences(about, loaded, sizes) or moved:
         raise UserError(
             f"--workdir={workdir}: the data are not those that its model learned from: "
             f"{'; '.join(differences)}; restore them, or train in another --workdir"
         )
     return loaded
+
+
+def _moved(about: Mapping[str, Any], loaded: data.Dataset) -> list[str]:
+    """Describe the first channel whose values have another range than in data.json."""
+    pairs = [("channel", data_record.normalization(about), loaded.normalization)]
+    known = data_record.units(about)._asdict()
+    pairs += [(n, known[n], own) for n, own in loaded.units._asdict().items()]
+    for name, there, here in pairs:
+        if there is None or here is None or len(there.low) != len(here.low):
+            continue
+        channels = columns.channels(here.columns)
+        own = [column.name for column, _ in channels for _ in range(column.width)]
+        for i, (low, high) in enumerate(zip(there.low, there.high)):
+            what = own[i] if own else f"{name} {i}"
+            slack = CLOSE * max(high - low, abs(low), abs(high))
+            if abs(here.low[i] - low) > slack or abs(here.high[i] - high) > slack:
+                return [
+                    f"the values of {what} are from {here.low[i]:g} to {here.high[i]:g}, and were "
+                    f"from {low:g} to {high:g}"
+                ]
+    return []
 
 
 def _same_channels(one: Normalization, other: Normalization) -> bool:

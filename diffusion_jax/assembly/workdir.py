@@ -200,8 +200,8 @@ def dataset(
     Args:
       config: the resolved config.
       workdir: the workdir of a run, or None.
-      resumes: whether training resumes. The numbers of images must then be the same wherever the
-        data are; otherwise they may differ where the user names other data.
+      resumes: whether training resumes. The numbers of images and the ranges of values must then be
+        the same wherever the data are; otherwise they may differ where the user names other data.
 
     Raises:
       UserError: naming what differs from data.json.
@@ -210,7 +210,8 @@ def dataset(
     if workdir is None or not stored.has_model(workdir):
         return loaded
     sizes = resumes or same_run.names_the_same_data(Path(workdir), config)
-    return same_run.same_data(Path(workdir), about_data(workdir), loaded, sizes=sizes)
+    how = {"sizes": sizes, "values": sizes}
+    return same_run.same_data(Path(workdir), about_data(workdir), loaded, **how)
 
 
 def _tuples(value: Any) -> Any:

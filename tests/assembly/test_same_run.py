@@ -212,6 +212,9 @@ def test_a_model_keeps_its_normalization_on_other_data(tmp_path):
     own = data.arrays(found.test)["image"]
     rows = trained.normalization.decode(data.arrays(trained.test)["image"])
     np.testing.assert_allclose(trained.normalization.decode(own), 10 * rows, rtol=1e-4)
+    with pytest.raises(UserError, match="values of channel 0 are from .*, and were from"):
+        same_run.same_data(tmp_path, about, other, sizes=True, values=True)
+    assert same_run.same_data(tmp_path, about, trained, sizes=True, values=True)
     np.savez(tmp_path / "c.npz", data=np.zeros((20, 6, 2, 3), np.uint8))
     with pytest.raises(UserError, match="the values are normalized otherwise"):
         images = data.load("arrays", path=str(tmp_path / "c.npz"))

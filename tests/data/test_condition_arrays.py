@@ -105,6 +105,8 @@ def test_a_trained_model_keeps_its_own_units(tmp_path):
         other.units.vector.decode(data.arrays(other.train)["condition"]),
         rtol=1e-5,
     )
+    with pytest.raises(UserError, match="values of vector 0 are from .*, and were from"):
+        same_run.same_data(tmp_path, about, other, sizes=False, values=True)
     fewer = loaded(tmp_path, data=X, condition=VECTORS[:, :1], dense=DENSE)
     with pytest.raises(UserError, match="data.condition has 1 columns, and had 2"):
         same_run.same_data(tmp_path, about, fewer, sizes=False)
