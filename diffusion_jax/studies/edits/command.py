@@ -34,6 +34,11 @@ from diffusion_jax.studies.edits.requests import (
 
 LONGEST = 100  # bytes of the name of the files
 MEAN_OF = 10_000  # training samples of whose mean the trivial baselines are made, at most
+SCORES = {
+    "psnr": "PSNR",
+    "psnr_of_measurement": "PSNR of the measurement itself",
+    "psnr_there_and_back": "PSNR after translation there and back",
+}
 
 
 def edit(
@@ -228,9 +233,5 @@ def _job(
 
 def _scores(facts: dict[str, Any]) -> str:
     """The PSNRs among the facts, in words."""
-    found = [
-        f"{name} {value:.2f} dB"
-        for name, value in facts.items()
-        if name.startswith("psnr") and isinstance(value, float)
-    ]
+    found = [f"{SCORES[name]} {facts[name]:.2f} dB" for name in SCORES if name in facts]
     return ", ".join(found) or "done"
