@@ -183,6 +183,8 @@ def _missing(
     if estimator.labels and labels is None:
         return "the samples have no labels"
     if estimator.logits and not any(extractor.logits for extractor in made):
+        if not of_images(train):
+            return "it needs features with logits, which are of images"
         return (
             f"the features {features} have no logits; add --features=classifier or "
             "efficientnet_lite0"

@@ -251,6 +251,9 @@ def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
     ):
         with pytest.raises(UserError, match=said):
             choice.choose(one if not how else noise(30), None, **how)
+    vectors = Arrays(np.zeros((30, 5), np.float32))
+    with pytest.raises(UserError, match="it needs features with logits, which are of images"):
+        choice.choose(vectors, None, metrics=["inception_score"])
     chosen = choice.choose(noise(30), None, features=["pixels", "classifier"], metrics=["frechet"])
     assert [e.name for e in chosen.features] == [
         "pixels"
