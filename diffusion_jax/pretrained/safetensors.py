@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 
 import ml_dtypes
@@ -103,7 +104,13 @@ def save(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
 
     Raises:
       UserError: where the folder cannot be written.
+      OSError: for a refusal of the system, such as a full disk.
     """
     tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:  # (libraries that read into torch ask for the format)
-        safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            if not (number := re.search(r"os error (\d+)", str(error))):
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 
 import numpy as np
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.pretrained import diffusers_networks, layouts, networks, published, schedulers
+from diffusion_jax.pretrained import (
+    diffusers_networks,
+    layouts,
+    networks,
+    published,
+    safetensors,
+    schedulers,
+)
 from tests.pretrained.conversions import fixture
 from tests.spoiled import variations
 
@@ -85,3 +94,19 @@ def test_weights_that_are_not_finite_are_refused_by_name(value, words):
         UserError, match="a.weight is of type int64; weights must be floating-point numbers"
     ):
         layouts.to_ours(table, {"a.weight": np.ones((2, 2), int)}, {"a/kernel": (2, 2)})
+
+
+def test_a_full_disk_is_a_refusal_of_the_system(tmp_path, monkeypatch):
+    """The library's own error knows the number of the system's only in its text."""
+
+    def full(*args, **kwargs):
+        raise safetensors.safetensors.SafetensorError(
+            "I/O error: No space left on device (os error 28)"
+        )
+
+    monkeypatch.setattr(safetensors.safetensors.numpy, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        safetensors.save(tmp_path / "a.safetensors", {"a": np.zeros(2)})
+    assert refused.value.errno == errno.ENOSPC
+    assert refused.value.filename == str(tmp_path / "a.safetensors")
+    assert not os.listdir(tmp_path)
