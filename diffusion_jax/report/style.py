@@ -110,6 +110,8 @@ def wrapped(label: str) -> str:
 def log_if_wide(axis: Axes) -> None:
     """Make the y axis logarithmic if positive values span more than a factor of four.
 
+    Its lower limit follows the lines: a bar that reaches 0 has no end on a logarithmic axis.
+
     Args:
       axis: the axes, with all their lines drawn.
     """
@@ -117,6 +119,7 @@ def log_if_wide(axis: Axes) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 4 * values.min():
         axis.set_yscale("log")
+        axis.set_ylim(bottom=values.min() / (values.max() / values.min()) ** 0.05)
         plain_logarithms(axis.yaxis, math.log10(values.max() / values.min()))
 
 

@@ -176,6 +176,16 @@ def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
     assert [len(axis.collections[0].get_offsets()) for axis in drawn[1:]] == [8, 9]
 
 
+def test_an_interval_that_reaches_zero_does_not_stretch_a_logarithmic_axis(tmp_path, drawn):
+    table = [
+        {"sampler": "a", "nfe": nfe, "error": score, "intervals": {"error": 0.999 * score}}
+        for nfe, score in ((5, 0.9), (10, 0.1), (20, 0.05))
+    ]
+    quality.quality_curves(table, tmp_path / "a.png", features="")
+    low, high = drawn[0].get_ylim()
+    assert drawn[0].get_yscale() == "log" and 0.03 < low < 0.05 and high > 0.9
+
+
 @pytest.mark.parametrize("budgets", [(8,), (8, 16)])
 def test_nothing_of_a_figure_of_placed_times_is_cut_off(tmp_path, drawn, budgets):
     table = [
