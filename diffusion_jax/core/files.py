@@ -116,7 +116,7 @@ def check_writable(path: str | os.PathLike) -> None:
     try:
         names = path.relative_to(folder).parts[:-1]
         if max(longest, *(len(os.fsencode(name)) for name in names), 0) > LONGEST_NAME:
-            raise OSError(errno.ENAMETOOLONG, "a name in it is too long")
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         trial = folder / f".{uuid.uuid4().hex[:12]}.tmp"
         trial.touch()
         trial.unlink()
@@ -126,7 +126,8 @@ def check_writable(path: str | os.PathLike) -> None:
             if error.errno == errno.ENAMETOOLONG
             else "choose a folder that can be written"
         )
-        raise UserError(f"cannot write '{path}': {error.strerror}; {remedy}") from error
+        name = str(path) if len(str(path)) <= 100 else f"{str(path)[:60]}...{str(path)[-30:]}"
+        raise UserError(f"cannot write '{name}': {error.strerror}; {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ RESOLVES = {
     "assembly/experiment.py": (),
     "assembly/by_shape.py": (),
     "assembly/components.py": (),
-    "assembly/config_files.py": ("apply",),
+    "assembly/config_files.py": ("apply", "_check_network"),
     "assembly/datasets.py": (),
     "assembly/kinds/autoencoder.py": ("complete",),
     "assembly/kinds/few_step.py": ("complete",),
