@@ -191,9 +191,9 @@ def test_a_name_that_is_too_long(digits, tmp_path):
         ["train", "--config=configs/toy.py:vp", "--config.training.steps=2", f"--workdir={long}"],
     ):
         done = commands.run(*arguments)
-        assert done.returncode == 2 and "File name too long" in (
-            line := one_error(done.stderr)
-        ), done.stderr
+        assert done.returncode == 2 and "File name too long" in (line := one_error(done.stderr)), (
+            done.stderr
+        )
         assert "use a shorter name" in line and len(line) < 250
 
 
