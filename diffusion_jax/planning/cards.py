@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import datasets, experiment, trainer
+from diffusion_jax.assembly import compatibility, datasets, experiment, trainer
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
@@ -143,13 +143,14 @@ def trace(config: ConfigDict, where: Topology) -> tuple[Experiment, Any, TrainSt
       (experiment, the traced step, shapes and shardings of the state).
 
     Raises:
-      UserError: for a config or a mesh that does not fit the devices.
+      UserError: for a config that cannot be trained, or that does not fit the devices.
     """
     shape, classes = datasets.data_shape(config)
     model = experiment.assemble(config, shape, classes)
     if model.mesh.parallel != "jit":
         raise UserError(f"config.parallel={model.mesh.parallel}: a plan is for parallel=jit")
     model = model.kind.prepare(model, None)
+    compatibility.check(model, latents=config.data.name == "latents")
     size, accumulate = model.data.batch_size, model.training.accumulate
     leading = (model.training.steps_per_call, size)
     batch = {"image": jax.ShapeDtypeStruct((*leading, *shape), jnp.float32)}

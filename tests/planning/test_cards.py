@@ -177,14 +177,15 @@ def test_search_finds_what_fits(answers):
     assert best["flops"] == min(card["flops"] for card in cards.values() if card["fits"])
 
 
-def test_what_does_not_fit_the_devices_is_refused(answers):
-    batch, mesh, message = answers["refused"]
+def test_what_cannot_be_trained_or_does_not_fit_the_devices_is_refused(answers):
+    batch, mesh, message, objective = answers["refused"]
     assert batch.startswith("config.data.batch_size=20 does not divide") and "8 devices" in batch
     assert (
         mesh.startswith("mesh ")
         and "does not fit 8 devices" in mesh
         and message.startswith("config.parallel=pmap")
     )
+    assert objective.startswith("config.objective=vdm.vdm() has a probability of gray levels")
 
 
 def test_the_command(tmp_path):
