@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 import threading
 import types
 
@@ -190,6 +191,7 @@ def test_the_package_keeps_an_offline_run_that_resumes(tmp_path, monkeypatch, ca
         writer.row(start + 10, {"loss": 0.5}, {"seconds": 1.0})
         writer.images(start + 10, "samples", np.zeros((4, 8, 8, 1), np.uint8))
         writer.close()
+        time.sleep(1.1)  # wandb names the folder of a run by the second in which it starts
     assert "warning" not in capsys.readouterr().err
     run = json.loads((tmp_path / "wandb.json").read_text())["id"]
     kept = list((tmp_path / "wandb").glob(f"offline-run-*-{run}"))
