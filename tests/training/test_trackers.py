@@ -7,8 +7,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import time
 import threading
+import time
 import types
 
 import numpy as np
