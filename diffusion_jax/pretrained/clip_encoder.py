@@ -224,9 +224,52 @@ def clip(
     return Encoder(model.encode, model.count, entries, GivenStates(), max_length, null=null)
 
 
-class _Clip:
-    """The encoders of a folder, which are read when they are first used."""
+class FolderEncoder:
+    """Text encoders of a folder, which are read when they are first used.
 
+    A subclass has `_encode`, which maps distinct captions to the entries.
+    """
+
+    def __init__(self, folder: Path | None, entries: dict[str, jax.ShapeDtypeStruct]) -> None:
+        """Keep what a config says.
+
+        Args:
+          folder: where the files are; None is for plans, without captions.
+          entries: the shape and type of each entry of a caption.
+        """
+        self.folder, self.entries = folder, entries
+
+    def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """Encode captions, each different one once.
+
+        Args:
+          captions: B texts.
+
+        Returns:
+          The entries, (B, ...) each.
+        """
+        distinct = list(dict.fromkeys(captions))
+        place = {caption: i for i, caption in enumerate(distinct)}
+        rows = [place[caption] for caption in captions]
+        return {name: value[rows] for name, value in self._encode(distinct).items()}
+
+    def _encode(self, captions: list[str]) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def null(self) -> dict[str, np.ndarray]:
+        """Return the entries of "no caption", which empty.npz of the folder holds."""
+        return self._null
+
+    @functools.cached_property
+    def _null(self) -> dict[str, np.ndarray]:
+        specs = {name: npz.ArraySpec("f", one.shape) for name, one in self.entries.items()}
+        try:
+            return npz.load(self.folder / EMPTY, specs)
+        except UserError as error:
+            raise UserError(f"config.text.folder: {error}; import the model again") from error
+
+
+class _Clip(FolderEncoder):
     def __init__(
         self,
         folder: Path | None,
@@ -235,8 +278,8 @@ class _Clip:
         skip: int,
         normalized: bool,
     ) -> None:
-        self.folder, self.entries, self.sizes = folder, entries, sizes
-        self.how = (skip, normalized)
+        super().__init__(folder, entries)
+        self.sizes, self.how = sizes, (skip, normalized)
 
     @functools.cached_property
     def parts(self) -> tuple[ClipPart, ...]:
@@ -263,38 +306,36 @@ class _Clip:
     def count(self, caption: str) -> int:
         return max(len(part.tokenizer.encode([caption])[0]) for part in self.parts)
 
-    def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        distinct = list(dict.fromkeys(captions))
-        place = {caption: i for i, caption in enumerate(distinct)}
-        rows = [place[caption] for caption in captions]
-        return {name: value[rows] for name, value in self._encode(distinct).items()}
-
     def _encode(self, captions: list[str]) -> dict[str, np.ndarray]:
         length = self.entries["tokens"].shape[0]
         padded = captions + [""] * (-len(captions) % BATCH)
-        states, pooled = [], np.zeros(0)
-        for part, run in zip(self.parts, self.runs):
-            ids, ends = part.tokenizer.ids(padded, length)
-            blocks = [
-                run(part.params, ids[i : i + BATCH], ends[i : i + BATCH])
-                for i in range(0, len(padded), BATCH)
-            ]
-            states.append(np.concatenate([np.asarray(one.states) for one in blocks]))
-            pooled = np.concatenate([np.asarray(one.pooled) for one in blocks])
-        found = {"tokens": np.concatenate(states, axis=-1), "pooled": pooled}
+        made = [states_of(part, run, padded, length) for part, run in zip(self.parts, self.runs)]
+        tokens = np.concatenate([one.states for one in made], axis=-1)
+        found = {"tokens": tokens, "pooled": made[-1].pooled}
         found["sizes"] = np.tile(np.float32(self.sizes), (len(padded), 1))
         return {name: found[name][: len(captions)] for name in self.entries}
 
-    def null(self) -> dict[str, np.ndarray]:
-        return self._null
 
-    @functools.cached_property
-    def _null(self) -> dict[str, np.ndarray]:
-        specs = {name: npz.ArraySpec("f", one.shape) for name, one in self.entries.items()}
-        try:
-            return npz.load(self.folder / EMPTY, specs)
-        except UserError as error:
-            raise UserError(f"config.text.folder: {error}; import the model again") from error
+def states_of(
+    part: ClipPart, run: Callable[..., Any], captions: Sequence[str], length: int
+) -> clip_text.ClipStates:
+    """Run an encoder of CLIP on captions, BATCH at a time.
+
+    Args:
+      part: the encoder.
+      run: its network, `applied` and compiled.
+      captions: B texts, a multiple of BATCH.
+      length: number of tokens, L.
+
+    Returns:
+      states (B, L, width) and pooled (B, projection).
+    """
+    ids, ends = part.tokenizer.ids(captions, length)
+    blocks = [
+        run(part.params, ids[i : i + BATCH], ends[i : i + BATCH])
+        for i in range(0, len(captions), BATCH)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
 
 
 def applied(network: ClipText) -> Callable[..., clip_text.ClipStates]:

@@ -13,14 +13,13 @@ the authors' pipeline. Nothing in these files is executed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from diffusion_jax.core import npz, reading
+from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Params
 from diffusion_jax.models import t5
@@ -194,13 +193,12 @@ def sd3(
     return Encoder(model.encode, model.count, entries, GivenStates(), max_length, null=null)
 
 
-class _SD3:
-    """The encoders of a folder, which are read when they are first used."""
-
+class _SD3(clip_encoder.FolderEncoder):
     def __init__(
         self, folder: Path | None, entries: dict[str, jax.ShapeDtypeStruct], length: int
     ) -> None:
-        self.folder, self.entries, self.length = folder, entries, length
+        super().__init__(folder, entries)
+        self.length = length
 
     @functools.cached_property
     def parts(self) -> Parts:
@@ -221,26 +219,16 @@ class _SD3:
     def count(self, caption: str) -> int:
         return max(len(part.tokenizer.encode([caption])[0]) for part in self.parts.clip)
 
-    def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        distinct = list(dict.fromkeys(captions))
-        place = {caption: i for i, caption in enumerate(distinct)}
-        rows = [place[caption] for caption in captions]
-        return {name: value[rows] for name, value in self._encode(distinct).items()}
-
     def _encode(self, captions: list[str]) -> dict[str, np.ndarray]:
         batch = clip_encoder.BATCH
         padded = captions + [""] * (-len(captions) % batch)
         length, width = self.entries["tokens"].shape
         tokens, pooled, at = np.zeros((len(padded), length, width), np.float32), [], 0
         for part, run in zip(self.parts.clip, self._clip_runs):
-            ids, ends = part.tokenizer.ids(padded, self.length)
-            made = [
-                run(part.params, ids[i : i + batch], ends[i : i + batch])
-                for i in range(0, len(padded), batch)
-            ]
+            made = clip_encoder.states_of(part, run, padded, self.length)
             stop = at + part.network.width
-            tokens[:, : self.length, at:stop] = np.concatenate([one.states for one in made])
-            pooled.append(np.concatenate([one.pooled for one in made]))
+            tokens[:, : self.length, at:stop] = made.states
+            pooled.append(made.pooled)
             at = stop
         if last := self.parts.t5:
             ids = last.tokenizer.ids(padded, length - self.length)
@@ -262,17 +250,6 @@ class _SD3:
             return network.apply({"params": params}, ids)
 
         return jax.jit(run)
-
-    def null(self) -> dict[str, np.ndarray]:
-        return self._null
-
-    @functools.cached_property
-    def _null(self) -> dict[str, np.ndarray]:
-        specs = {name: npz.ArraySpec("f", one.shape) for name, one in self.entries.items()}
-        try:
-            return npz.load(self.folder / clip_encoder.EMPTY, specs)
-        except UserError as error:
-            raise UserError(f"config.text.folder: {error}; import the model again") from error
 
 
 def check_sizes(what: str, parts: Parts, wanted: tuple[int, int]) -> None:
