@@ -35,6 +35,7 @@ from diffusion_jax.training.placement import leaves_by_path
 from diffusion_jax.training.verification import DamagedCheckpoint
 
 _SAVING = threading.Lock()  # one save at a time: Orbax is not made for two writers in one process
+_FILES_OF: list[Checkpointer] = []  # of several processes: whose files a thread of Orbax writes
 
 
 class Checkpointer:
@@ -112,7 +113,11 @@ class Checkpointer:
                 return
             self._pending = self._pool.submit(self._write, step, described, arrays, extra)
         else:
+            # two writers would meet at the same barriers, those of best and of newest checkpoints
+            while _FILES_OF:
+                _FILES_OF.pop().wait()
             self._write(step, described, arrays, extra)
+            _FILES_OF.append(self)
 
     def restore(
         self, template: Any, *, step: int | None = None, multiple_of: int = 1
@@ -148,6 +153,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            _FILES_OF[:] = [other for other in _FILES_OF if other is not self]
             self._pool.shutdown()
             if self._manager is not None:
                 with contextlib.suppress(Exception):  # Orbax raises again what `wait` has raised

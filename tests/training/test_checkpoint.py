@@ -228,3 +228,38 @@ def test_a_process_that_dies_during_a_save_is_reported_as_lost(tmp_path, monkeyp
         saving.save(3, {"w": jnp.zeros(2)})
         saving.wait()
     assert "lost another one (Connection closed by peer)" in distributed.lost(caught.value)
+
+
+def test_several_processes_finish_one_save_before_the_next(tmp_path, monkeypatch):
+    """The newest and the best checkpoint of one step: their threads share Orbax's barriers."""
+    happened = []
+
+    class Manager:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_until_finished(self):
+            happened.append(f"{self.name} is written")
+
+        def latest_step(self):
+            return None
+
+        def close(self):
+            pass
+
+    def save(manager, *_):
+        happened.append(f"{manager.name} begins")
+        return True
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        checkpoint.storage, "open_manager", lambda directory, **_: Manager(directory.name)
+    )
+    monkeypatch.setattr(checkpoint.storage, "save", save)
+    newest, best = (checkpoint.Checkpointer(tmp_path / name) for name in ("newest", "best"))
+    newest.save(3, {"w": jnp.zeros(2)})
+    best.save(3, {"w": jnp.zeros(2)})
+    begins = happened.index("best begins")
+    assert happened.index("newest begins") < happened.index("newest is written", 1) < begins
+    best.close()
+    newest.close()
