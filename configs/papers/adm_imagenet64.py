@@ -6,8 +6,9 @@ Data: TFDS's `imagenet_resized/64x64`; the paper's own crops differ a little. Th
 "Diffusion models beat GANs on image synthesis". Settings: its table 11 (ImageNet 64), and the flags
 in the README of the authors' repository. Class-conditional, 296 million parameters, 540,000 steps
 of 2048 images, float16 with the dynamic loss scale of the authors' fp16_util.py. FID 2.07 without
-guidance, with 250 ancestral steps (table 5, ADM with dropout). Hardware and time: V100; the paper's
-appendix A has the compute.
+guidance, with 250 ancestral steps (that README, and table 5, ADM with dropout). Hardware and time:
+V100; the paper's compute (table 10) is of larger images. Not verified: the steps, batch and
+learning rate of table 11.
 """
 
 from __future__ import annotations

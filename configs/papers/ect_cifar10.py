@@ -8,9 +8,9 @@ Data: TFDS's `cifar10`; runs/edm_cifar10 may also be the authors' checkpoint of 
 experiments.import_weights. The paper is "Consistency models made easy". Settings: the authors'
 run_ecm.sh and ct_train.py. The DDPM++ of EDM, unconditional, 55.7 million parameters, batches of
 128. FID with one evaluation and with two (the authors' README). Hardware: 2 or 4 GPUs; the README
-states no time.
+states no time for these (one A100 hour for a shorter run).
 
-Variants: 100k, FID 4.54 and 2.15; 200k, 3.86 and 2.15; 400k, 3.60 and 2.11, by number of steps.
+Variants: 100k, FID 4.54 and 2.20; 200k, 3.86 and 2.15; 400k, 3.60 and 2.11, by number of steps.
 """
 
 from __future__ import annotations

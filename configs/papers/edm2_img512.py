@@ -7,8 +7,9 @@ r"""EDM2 on latents of ImageNet at 512x512 (Karras et al. 2024).
 Data: 64x64x4 latents of Stable Diffusion's autoencoder, which experiments.encode writes. The paper
 is "Analyzing and improving the training dynamics of diffusion models". Settings: its tables 2 and
 6, and the presets of the authors' train_edm2.py. Class-conditional, batches of 2048, float16. FID
-is that of table 2 without guidance, with NFE 63, for the best length of the average. Hardware: 32
-or more A100; the authors' README states no time.
+is that of table 2 without guidance, with NFE 63, for the best length of the average (also in the
+authors' generate_images.py). Hardware: the authors' README recommends 32 or more A100, and states
+no time.
 
 Variants, with parameters, training images and FID:
 

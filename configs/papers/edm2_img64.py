@@ -5,8 +5,8 @@
 Data: TFDS's `imagenet_resized/64x64`; the paper's own crops differ a little. The paper is
 "Analyzing and improving the training dynamics of diffusion models". Settings: its tables 3 and 6,
 and the presets of the authors' train_edm2.py. Class-conditional, batches of 2048, float16. FID is
-that of table 3 with NFE 63, for the best length of the average. Hardware: 32 or more A100; the
-authors' README states no time.
+that of table 3 with NFE 63, for the best length of the average (also in the authors'
+generate_images.py). Hardware: the authors' README recommends 32 or more A100, and states no time.
 
 Variants, with parameters, training images and FID:
 

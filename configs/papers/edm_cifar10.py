@@ -8,7 +8,7 @@ batches of 512. FID is that of table 2, with 18 deterministic steps (NFE 35). Ha
 V100, about 2 days (the authors' README).
 
 Variants: vp, DDPM++ of 55.7 million parameters; ve, NCSN++ of 56.4 million; each also with ',cond'
-for class labels. FID: vp 1.97 and 1.79 with labels, ve 1.98 and 1.79.
+for class labels. FID: vp 1.97 and 1.79 with labels, ve 1.98 and 1.79. Not verified: those of ve.
 """
 
 from __future__ import annotations

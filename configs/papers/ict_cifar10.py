@@ -5,10 +5,10 @@
 Data: TFDS's `cifar10`. The paper is "Improved techniques for training consistency models".
 Settings: its table 1 and appendix A, with the network of consistency models (NCSN++). It has no
 public program. Unconditional, 400,000 steps of 1024 images. FID with one evaluation and with two
-(table 2). Hardware: A100; the paper states no time.
+(table 2; Lu & Song 2025 repeat it). Hardware: A100. Not verified: the settings and the hardware.
 
-Variants: none, 56.4 million parameters, FID 2.83 and 2.46; deep, 97.6 million parameters, FID 2.51
-and 2.24.
+Variants: none, 56.4 million parameters, FID 2.83 and 2.46; deep, 97.6 million parameters by EDM's
+network (more than 100 million by the README of ECT), FID 2.51 and 2.24.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Data: TFDS's `cifar10`. The paper is "Improved denoising diffusion probabilistic
 its appendix A, and the flags in the README of the authors' repository. Unconditional, 50 million
 parameters, 500,000 steps of 128 images. Hardware and time: the paper states none for this model.
 
-Variants, with FID and bits per dimension of table 2 (500,000 steps, 4000 ancestral steps):
+Variants, with FID and bits per dimension of table 2 (500,000 steps, 4000 ancestral steps), which
+were not verified:
 
     hybrid    cosine schedule, L_hybrid                        FID 3.19, 3.17 bits
     simple    cosine schedule, L_simple, fixed variance        FID 3.05, 3.26 bits

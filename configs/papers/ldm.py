@@ -9,7 +9,7 @@ for them is vector-quantized, ours is a variational one of the same shape. The p
 authors' configs/latent-diffusion/ffhq-ldm-vq-4.yaml. Unconditional, 274 million parameters.
 Hardware: a single A100; the time follows from the steps.
 
-Variants, with FID of 200 DDIM steps:
+Variants, with FID of 200 DDIM steps (the authors' README):
 
     ffhq         635,000 steps of 42 latents, rate 8.4e-5; FID 4.98 (eta = 1)
     celeba_hq    410,000 steps of 48 latents, rate 9.6e-5; FID 5.11 (eta = 0)

@@ -5,10 +5,11 @@ r"""MeanFlow on latents of ImageNet at 256x256 (Geng et al. 2025).
         --workdir=runs/meanflow
 
 Data: 32x32x4 latents of Stable Diffusion's autoencoder, which experiments.encode writes. The paper
-is "Mean flows for one-step generative modeling". Settings: its table 4, column XL/2. The network of
-SiT-XL/2 with a second time, 676 million parameters there; class-conditional, 240 epochs in batches
-of 256. FID 3.43 with one evaluation and 2.93 with two (table 2). Hardware and time: the paper
-states none.
+is "Mean flows for one-step generative modeling". Settings: its table 4, column XL/2, and the
+configs of the authors' program Gsunshine/meanflow, which has B/4 alone. The network of SiT-XL/2
+with a second time, 676 million parameters there; class-conditional, 240 epochs in batches of 256.
+FID 3.43 with one evaluation and 2.93 with two (table 2). Hardware and time: TPUs; the program
+states no time. Not verified: the guidance of XL/2 (0.2, 0.92 and times below 0.75).
 
 Their second input is the length of the move, t - s, and has an MLP of its own; ours is its end s,
 added to the features of t, so it has 1.3 million parameters less.

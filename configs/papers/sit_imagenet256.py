@@ -8,8 +8,9 @@ Data: 32x32x4 latents of Stable Diffusion's autoencoder, which experiments.encod
 also mirrors images at random, which a file of latents cannot). The paper is "SiT: exploring flow
 and diffusion-based generative models with scalable interpolant transformers". Settings: the
 authors' train.py with its defaults, the linear path and the velocity. SiT-XL/2, class-conditional,
-675 million parameters, 7 million steps of 256 images. FID 8.3, and 2.06 with guidance 1.5, with 250
-Euler-Maruyama steps. Hardware and time: TPU v4; the authors' repository states no time.
+675 million parameters, 7 million steps of 256 images. FID 2.06 with guidance 1.5 and 250
+Euler-Maruyama steps (the authors' README), 8.3 without guidance (not verified; others state 8.6).
+Hardware and time: TPUs; the authors' repository states no time.
 
 Their network also has the outputs of a variance, which it does not use; ours has none.
 """

@@ -4,8 +4,9 @@
 
 Data: TFDS's `cifar10`, without augmentation. The paper is "Variational diffusion models". Settings:
 its appendix B, and configs/cifar10.py of the authors' repository. Unconditional, 30.6 million
-parameters, 10,000,000 steps of 128 images; 2.65 bits per dimension (table 1), FID 7.41. Hardware
-and time: TPU v3; the repository states no time for this model.
+parameters, 10,000,000 steps of 128 images; 2.65 bits per dimension (table 1; 2.637 for the authors'
+checkpoint, by their README), FID 7.41 (not verified). Hardware and time: the program was run on TPU
+v3; the repository states no time for this model.
 
 Variants: shape, the schedule of the paper, whose ends and shape are learned; ends, that of the
 authors' program for this model, with a log-SNR that is linear between learned ends.

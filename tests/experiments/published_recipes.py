@@ -60,6 +60,8 @@ LATENTS = FLOAT32 | {
     "label_dropout": 0.1,
     "classes": 1000,
 }
+DIT_XL = LATENTS | {"steps": 7_000_000, "betas": (0.9, 0.999), "width": 1152, "depth": 28}
+DIT_XL |= {"nfe": 250}
 JIT = {
     "images": 600 * 1_281_167,
     "batch": 1024,
@@ -87,17 +89,8 @@ ECT = CIFAR | {
     "flip": False,
     "classes": 0,
 }
-ICT = CIFAR | {
-    "batch": 1024,
-    "steps": 400_000,
-    "optimizer": "radam",
-    "rate": 1e-4,
-    "ema_rate": 0.99993,
-    "dropout": 0.3,
-    "flip": True,
-    "classes": 0,
-}
-
+ICT = CIFAR | {"batch": 1024, "steps": 400_000, "optimizer": "radam", "rate": 1e-4}
+ICT |= {"ema_rate": 0.99993, "dropout": 0.3, "flip": True, "classes": 0}
 SCM = CIFAR | {"batch": 512, "steps": 400_000, "schedule": "constant", "halflife": 500_000}
 SCM |= {"ramp": 0.05, "width": 128, "multipliers": (2, 2, 2), "double_norm": True, "classes": 0}
 SCM_STUDENT = SCM | {"optimizer": "radam", "rate": 1e-4, "betas": (0.9, 0.99)}
@@ -275,25 +268,25 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
         },
     ),
     ("dit_imagenet256", "XL"): (
-        "Peebles & Xie 2023, section 4; facebookresearch/DiT, train.py",
+        "Peebles & Xie 2023, section 4, table 4 and appendix A; facebookresearch/DiT, train.py",
         675.0,
-        LATENTS | {"steps": 7_000_000, "betas": (0.9, 0.999), "width": 1152, "depth": 28},
+        DIT_XL | {"guidance": 1.375},
     ),
     ("dit_imagenet256", "L"): ("the same", 458.0, LATENTS | {"steps": 400_000, "depth": 24}),
     ("dit_imagenet256", "B"): ("the same", 130.0, LATENTS | {"steps": 400_000, "depth": 12}),
     ("dit_imagenet256", "S"): ("the same", 33.0, LATENTS | {"steps": 400_000, "depth": 12}),
     ("sit_imagenet256", ""): (
-        "Ma et al. 2024; willisma/SiT, train.py",
+        "Ma et al. 2024; willisma/SiT, README, train.py",
         675.0,
-        LATENTS | {"steps": 7_000_000, "betas": (0.9, 0.999), "width": 1152, "depth": 28},
+        DIT_XL | {"guidance": 1.5},
     ),
     ("meanflow_imagenet256", ""): (
-        "Geng et al. 2025, tables 2 and 4, column XL/2",
+        "Geng et al. 2025, tables 2 and 4, column XL/2; Gsunshine/meanflow, configs/default.py",
         676.0,
         LATENTS | {"images": 240 * 1_281_167, "betas": (0.9, 0.95), "width": 1152, "depth": 28},
     ),
     ("jit_imagenet", "B/16"): (
-        "Li & He 2025, appendix A; LTH14/JiT, README and main_jit.py",
+        "Li & He 2025, tables 7 to 9; LTH14/JiT, README and main_jit.py",
         131.0,
         JIT | {"shape": (256, 256, 3), "width": 768, "depth": 12},
     ),
@@ -315,7 +308,7 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
         ICT | {"multipliers": (2, 2, 2), "blocks": 8},
     ),
     ("scm_cifar10", "sct"): (
-        "Lu & Song 2025, section 5 and appendix; the count is that of EDM's network, 55.7, and of "
+        "Lu & Song 2025, appendix G; the count is that of EDM's network, 55.7, and of "
         "the second half of 33 linear maps of 512 features to 2 x 256",
         60.07,
         SCM_STUDENT | {"dropout": 0.2},
@@ -387,6 +380,8 @@ def facts(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
         "augment": config.data.augment,
         "label_dropout": config.label_dropout,
         "ramp": config.ema.ramp,
+        "guidance": config.sampler.guidance,
+        "nfe": config.sampler.nfe,
         "loss_scale": config.training.loss_scale,
     }
     if config.ema.halflives:
