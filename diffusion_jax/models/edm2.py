@@ -40,6 +40,8 @@ SIZES = {
     "XXL": {"width": 448},
 }
 
+EMBEDDINGS = ("fourier", "positional")
+
 
 class MPBlock(nn.Module):
     """A block of the encoder or the decoder (figure 21), (B, H, W, C), (B, E) -> (B, H', W', D).
@@ -56,6 +58,7 @@ class MPBlock(nn.Module):
       attention_balance: share of the attention.
       clip: bound of the results; 0 is none.
       resample_filter: see fir.py.
+      double_norm: see EDM2UNet.
       impl: see attention.multi_head.
     """
 
@@ -69,6 +72,7 @@ class MPBlock(nn.Module):
     attention_balance: float = 0.3
     clip: float = 256.0
     resample_filter: tuple[int, ...] = (1, 1)
+    double_norm: bool = False
     impl: str = "auto"
 
     @nn.compact
@@ -89,10 +93,7 @@ class MPBlock(nn.Module):
             x = MPLayer(self.channels, name="shortcut")(x) if project else x
             x = normalized(x, -1)
         h = product(MPLayer(self.channels, 3, name="conv_1")(mp_silu(x)))
-        gain = self.param("embedding_gain", nn.initializers.zeros_init(), (), jnp.float32)
-        scale = 1 + MPLayer(self.channels, name="embedding")(embedding, gain)
-        h = mp_silu(h * scale[:, None, None, :].astype(h.dtype))
-        h = Dropout(self.dropout)(h, train)
+        h = Dropout(self.dropout)(mp_silu(self._modulate(h, embedding)), train)
         h = MPLayer(self.channels, 3, name="conv_2")(h)
         if self.decoder and project:
             x = MPLayer(self.channels, name="shortcut")(x)
@@ -100,6 +101,15 @@ class MPBlock(nn.Module):
         if self.attention:
             x = mp_sum(x, self._attend(x), self.attention_balance)
         return jnp.clip(x, -self.clip, self.clip) if self.clip else x
+
+    def _modulate(self, h: Array, embedding: Array) -> Array:
+        if not self.double_norm:
+            gain = self.param("embedding_gain", nn.initializers.zeros_init(), (), jnp.float32)
+            scale = 1 + MPLayer(self.channels, name="embedding")(embedding, gain)
+            return h * scale[:, None, None, :].astype(h.dtype)
+        both = MPLayer(2 * self.channels, name="embedding")(embedding)[:, None, None, :]
+        scale, shift = (normalized(part, -1).astype(h.dtype) for part in jnp.split(both, 2, -1))
+        return normalized(h, -1) * scale + shift
 
     def _attend(self, x: Array) -> Array:
         b, height, width, c = x.shape
@@ -139,6 +149,12 @@ class EDM2UNet(nn.Module):
       attention_balance: share of the attention of a block.
       clip: bound of the activations after each block; 0 is none.
       resample_filter: the filter of the resampling; see fir.py.
+      noise_embedding: 'fourier', random Fourier features of the noise level, or 'positional', those
+        of embeddings.sinusoidal, whose derivative with respect to the level is small (Lu & Song
+        2025, section 4.1).
+      double_norm: the embedding enters each block by adaptive double normalization, norm(h)
+        pnorm(scale) + pnorm(shift) with pnorm the pixel norm, which is also the norm here (Lu &
+        Song 2025, section 4.1 and tables 4 and 5), instead of the paper's h (1 + gain scale).
       uncertainty: width of the features of the learned uncertainty u(sigma) (eq. 21), which
         objectives such as uncertainty.edm2 train and samplers do not use; the paper has 128, and
         0 is none.
@@ -168,6 +184,8 @@ class EDM2UNet(nn.Module):
     attention_balance: float = 0.3
     clip: float = 256.0
     resample_filter: tuple[int, ...] = (1, 1)
+    noise_embedding: str = "fourier"
+    double_norm: bool = False
     uncertainty: int = 0
     second_time: bool = False
     dtype: str = "float32"
@@ -211,6 +229,7 @@ class EDM2UNet(nn.Module):
             self.label_balance,
             self.second_time,
             self.vector,
+            self.noise_embedding,
             name="condition",
         )
         embedding, channels = condition(c_noise, cond or {}), x.shape[-1]
@@ -223,7 +242,7 @@ class EDM2UNet(nn.Module):
         h = MPLayer(channels, 3, name="last")(h.astype(jnp.float32), gain)
         if not self.uncertainty:
             return h
-        features = MPFourier(self.uncertainty, name="uncertainty_noise")(c_noise)
+        features = _features(self.noise_embedding, c_noise, self.uncertainty, "uncertainty_noise")
         u = MPLayer(1, name="uncertainty_last")(features)[:, 0]
         return (h, {"log_variance": u}) if log_variance else h
 
@@ -266,6 +285,7 @@ class EDM2UNet(nn.Module):
             attention_balance=self.attention_balance,
             clip=self.clip,
             resample_filter=self.resample_filter,
+            double_norm=self.double_norm,
             impl=attention.IDENTITY if name in self.identity_attention else self.attention_impl,
             name=name,
         )
@@ -305,6 +325,8 @@ class EDM2UNet(nn.Module):
         """Checks options and shapes while tracing."""
         if self.dtype not in layers.DTYPES:
             raise unknown("dtype", self.dtype, layers.DTYPES)
+        if self.noise_embedding not in EMBEDDINGS:
+            raise unknown("noise_embedding", self.noise_embedding, EMBEDDINGS)
         if x.ndim != 4:
             raise UserError(
                 f"EDM2's U-Net takes images (B, H, W, C), not shape {x.shape}; use the MLP for "
@@ -332,11 +354,12 @@ class _Condition(nn.Module):
     label_balance: float
     second_time: bool
     vector: int
+    noise_embedding: str
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict) -> Array:
         batch = len(c_noise)
-        features = MPFourier(self.features, name="noise_features")(c_noise)
+        features = _features(self.noise_embedding, c_noise, self.features, "noise_features")
         h = MPLayer(self.width, name="noise")(features)
         if self.second_time:
             to = jnp.asarray(cond.get("to", jnp.zeros(batch)), jnp.float32)
@@ -352,6 +375,13 @@ class _Condition(nn.Module):
             vector = mp_silu(MPLayer(self.width, name="vector_1")(vector))
             h = mp_sum(h, MPLayer(self.width, name="vector_2")(vector), self.label_balance)
         return mp_silu(h)
+
+
+def _features(kind: str, c_noise: Array, features: int, name: str) -> Array:
+    """Features of unit magnitude of the noise level, (B,) -> (B, features), in a compact method."""
+    if kind == "fourier":
+        return MPFourier(features, name=name)(c_noise)
+    return 2**0.5 * embeddings.sinusoidal(c_noise, features)
 
 
 # The members of the family, which a config may name.

@@ -32,6 +32,8 @@ with np.load(FILE) as saved:
     CASES = json.loads(str(saved["cases"]))
 
 CLASSES = {"adm": "DhariwalUNet", "edm2/defaults": "EDM2", "edm2/options": "EDM2"}
+CLASSES["edm2/double_norm"] = "EDM2"
+OURS = {"edm2/double_norm": {"double_norm": True, "noise_embedding": "positional"}}
 LABELS = np.array([0, 2, 3])  # the last is the null label
 
 
@@ -39,6 +41,7 @@ def converted(case):
     """The network of a case, and its seeded weights."""
     network = networks.network(CLASSES.get(case, "SongUNet"))
     options, shape = published.read_config(network, CASES[case])
+    options |= OURS.get(case, {})
     module = build(components.MODELS, network.model, **options)
     abstract, _ = shapes(module, (1, *shape))
     wanted = {path: leaf.shape for path, leaf in layouts.flat(abstract).items()}
