@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, stable_diffusion
+from diffusion_jax.assembly import datasets
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import (
@@ -15,6 +20,9 @@ from diffusion_jax.pretrained import (
     schedulers,
 )
 from diffusion_jax.studies.weights.import_weights import run_config
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SD3 = json.loads(gzip.decompress((FIXTURES / "sd3.json.gz").read_bytes()))["published"]
 
 CIFAR10 = {  # google/ddpm-cifar10-32
     "_class_name": "UNet2DModel",
@@ -37,6 +45,17 @@ CIFAR10 = {  # google/ddpm-cifar10-32
     "time_embedding_type": "positional",
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }
+
+
+@pytest.mark.parametrize("name", SD3)
+def test_the_preset_is_the_published_transformer(name):
+    preset = stable_diffusion.get_config(name)
+    network = networks.network("SD3Transformer2DModel")
+    options, shape = published.read_config(network, SD3[name]["config"])
+    own = preset.model.to_dict()
+    assert own["name"] == network.model and options.pop("num_classes") == 0
+    assert {key: own.get(key) for key in options} == options
+    assert datasets.data_shape(preset)[0] == shape
 
 
 def test_the_public_ddpm_is_ours():
