@@ -6,8 +6,8 @@ python -m experiments.export_weights --workdir=WORKDIR --to=diffusers --path=FOL
 
 A U-Net becomes a pipeline of diffusers (model_index.json, unet/, scheduler/), from which
 DDIMPipeline.from_pretrained(FOLDER) and DDPMPipeline.from_pretrained(FOLDER) draw; an autoencoder
-or a DiT becomes config.json and a file of weights. The weights are those that experiments.sample
-uses. docs/weights.md says which networks can be exported.
+a DiT or a SiT becomes config.json and a file of weights. The weights are those that
+experiments.sample uses. docs/weights.md says which networks can be exported.
 """
 
 from absl import flags
@@ -16,7 +16,7 @@ from experiments import cli, values
 
 if __name__ == "__main__":
     values.path_flag("workdir", None, "folder of a trained model", required=True)
-    flags.DEFINE_enum("to", None, ["diffusers", "dit"], "format to write", required=True)
+    flags.DEFINE_enum("to", None, ["diffusers", "dit", "sit"], "format to write", required=True)
     values.path_flag("path", None, "folder to write to", required=True, stored=values.FOLDER)
     flags.DEFINE_string(
         "label",

@@ -82,13 +82,19 @@ def _towards_noise(tensors: Flat, config: Mapping) -> dict[str, np.ndarray]:
     return {name: turned(tensor) if name in LAST else tensor for name, tensor in tensors.items()}
 
 
+def _towards_data(tensors: Flat) -> dict[str, np.ndarray]:
+    """Turn the velocity of the last layer, the inverse of `_towards_noise` without a variance."""
+    return {name: -tensor if name in LAST else tensor for name, tensor in tensors.items()}
+
+
 SIT = DIT._replace(
     options=_flow_options,
-    only={},
+    only=DIT.only | {"noise_embedding": ("adm_plain",), "learn_variance": (False,)},
     rule=_flow_rule,
     loose=("learn_sigma", "path_type", "prediction"),
     settings=_flow_settings,
     prepared=_towards_noise,
+    restored=_towards_data,
     averages=below_ema,
 )
 
@@ -169,6 +175,7 @@ def _lightning_fixed(options: Options, shape: Shape) -> dict[str, np.ndarray]:
 
 LIGHTNING = SIT._replace(
     options=_lightning_options,
+    only={},
     config=_lightning_config,
     words=_lightning_words,
     fixed=_lightning_fixed,

@@ -69,6 +69,7 @@ class Published(NamedTuple):
         the process; {} where a scheduler_config.json does.
       prepared: (their tensors, their config) -> the tensors that the words describe, where one
         name means several things.
+      restored: the tensors that the words describe -> theirs, for export; it undoes `prepared`.
       released: the name of a file or folder that was published without a config -> its config.
       averages: the tensors of a file -> the averaged weights (EMA), where the file is a checkpoint
         of the training that has other tensors as well.
@@ -88,6 +89,7 @@ class Published(NamedTuple):
     loose: tuple[str, ...] = ()
     settings: Callable[[Mapping], dict[str, Any]] = lambda config: {}
     prepared: Callable[[Flat, Mapping], Flat] = lambda tensors, config: tensors
+    restored: Callable[[Flat], Flat] = lambda tensors: tensors
     released: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     averages: Callable[[Flat], Flat] = lambda tensors: tensors
 

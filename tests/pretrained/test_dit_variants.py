@@ -14,6 +14,7 @@ from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.pretrained import dit_network, dit_variants, safetensors, torchfile
+from diffusion_jax.studies.weights.export_weights import write_weights
 from diffusion_jax.studies.weights.import_weights import described, to_workdir
 from tests.fixtures.seeded_weights import normal, weights
 from tests.pretrained.conversions import FIXTURES, converted
@@ -103,6 +104,46 @@ def test_the_averages_of_a_training_checkpoint_become_a_workdir(tmp_path):
     assert trained.experiment.process == build(components.PROCESSES, "schedules.RectifiedFlow()")
     with pytest.raises(UserError, match="names argparse.ArgumentParser, which is not a tensor"):
         torchfile.load(written(content | {"args": Global("argparse", "ArgumentParser", ())}))
+
+
+def halved(tensors):
+    """Without the outputs of the variance, which nobody uses."""
+    wide = {
+        name: t.reshape(4, 2, 2, *t.shape[1:])[:, 0]
+        for name, t in tensors.items()
+        if name in dit_variants.LAST
+    }
+    return tensors | {name: t.reshape(8, *t.shape[2:]) for name, t in wide.items()}
+
+
+def test_sit_goes_back_to_the_same_bits(tmp_path):
+    """Export is the inverse of import, whose result is not changed by both."""
+    theirs = stored("sit", tmp_path, halved)
+    first = to_workdir("sit", theirs, tmp_path / "first")
+    config = workdir.saved_config(first)
+    file = write_weights(config, first, "sit", tmp_path / "out")
+    back, own = safetensors.load_file(file), safetensors.load_file(theirs)
+    assert back.pop("pos_embed").shape == (1, 4, 24) and back.keys() == own.keys()
+    assert all(back[name].tobytes() == own[name].tobytes() for name in own)
+    second = to_workdir("sit", file, tmp_path / "second")
+    trained, again = (workdir.load(root, workdir.saved_config(root)) for root in (first, second))
+    jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("parameterization", "eps()", r"--config.parameterization='velocity\(.*time_scale=-1.0"),
+        ("process", "schedules.Cosine()", r"--config.process='schedules.RectifiedFlow\(\)'"),
+    ],
+)
+def test_sit_is_a_linear_flow(key, value, words, tmp_path):
+    root = to_workdir("sit", stored("sit", tmp_path), tmp_path / "run")
+    saved = files.load_json(root / "config.json")
+    files.save_json(root / "config.json", saved | {key: value})
+    with pytest.raises(UserError, match=words):
+        write_weights(workdir.saved_config(root), root, "sit", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def drop(tensors, name):

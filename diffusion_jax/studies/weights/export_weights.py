@@ -110,6 +110,8 @@ def write_weights(
     params = layouts.unstacked(
         {path: np.asarray(leaf) for path, leaf in layouts.flat(params).items()}
     )
+    if to == "sit":
+        _need_linear_flow(model, network)
     latents = _latents(Path(workdir))
     if name != "UNet2DModel":
         if label:
@@ -146,8 +148,9 @@ def need_exportable(model: Experiment, name: str) -> None:
                 f"config.data.{key}={model.record['data'][key]}: {name} takes no arrays as its "
                 "condition; a model of them cannot be exported"
             )
-    if len(model.shape) != 3 or (name == "DiT" and model.shape[0] != model.shape[1]):
-        images = "square images" if name == "DiT" else "images"
+    square = name in ("DiT", "SiT")
+    if len(model.shape) != 3 or (square and model.shape[0] != model.shape[1]):
+        images = "square images" if square else "images"
         raise UserError(
             f"{name} is a network of {images}, and this model is for examples "
             f"{tuple(model.shape)}; it cannot be exported"
@@ -185,9 +188,8 @@ def _save(
     """Write config.json and the file of weights; returns the file."""
     shapes = {path: leaf.shape for path, leaf in params.items()}
     described = published.write_config(network, options, model.shape, shapes) | (more or {})
-    tensors = layouts.to_theirs(layouts.table(network, options, shapes), params) | network.fixed(
-        options, model.shape
-    )
+    tensors = network.restored(layouts.to_theirs(layouts.table(network, options, shapes), params))
+    tensors = tensors | network.fixed(options, model.shape)
     file = folder / ("diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors")
     safetensors.save(file, tensors)
     files.save_json(file.with_name("config.json"), described)
@@ -232,6 +234,30 @@ def _save_pipeline(
         pipeline = "DDPMPipeline" if learned and variance else "DDIMPipeline"
         files.save_json(folder / "model_index.json", schedulers.write_index(pipeline))
     return file
+
+
+def _need_linear_flow(model: Experiment, network: published.Published) -> None:
+    """Check that a network predicts eps - x0 of x_t = (1 - t) x0 + t eps, and receives 1 - t.
+
+    Raises:
+      UserError: with the overrides of a run that does.
+    """
+    t, wrong = np.float32([0.1, 0.35, 0.6, 0.9]), {}
+    process, target, wanted = model.process, model.parameterization, network.settings({})
+    if not _alike((process.alpha(t), process.sigma(t)), (1 - t, t)):
+        wrong["process"] = published.Misfit(model.specs.process, wanted["process"])
+    found = target.coefficients(process, t), target.encode(process, t, t)
+    ones = np.ones_like(t)
+    if not all(map(_alike, found, ((-ones, ones), (t, 1 - t)))):
+        wrong["parameterization"] = published.Misfit(
+            model.specs.parameterization, wanted["parameterization"]
+        )
+    if wrong:
+        published.refuse(wrong)
+
+
+def _alike(found: tuple, expected: tuple) -> bool:
+    return all(np.allclose(a, b, atol=1e-5) for a, b in zip(found, expected))
 
 
 def _latents(workdir: Path) -> dict[str, Any]:

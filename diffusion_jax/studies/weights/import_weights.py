@@ -40,11 +40,11 @@ from diffusion_jax.studies import own_network
 BOTH_WAYS = {
     "diffusers": ("UNet2DModel", "AutoencoderKL"),
     "dit": ("DiT",),
+    "sit": ("SiT",),
 }
 # those that can be read alone: files of tensors
 SOURCES = BOTH_WAYS | {
     "diffusers": (*BOTH_WAYS["diffusers"], "DiTTransformer2DModel"),
-    "sit": ("SiT",),
     "score_sde": ("NCSNpp",),
     "lightningdit": ("LightningDiT",),
     "guided_diffusion": ("guided_diffusion.UNetModel",),
