@@ -92,7 +92,8 @@ def launch(
         function without a config.
       default: the config file, where --config may be left out.
       instead: {flag: 'package.module:function'}: with this flag another function is called, without
-        a config. Each of the functions gets those flags that it has a parameter for.
+        a config. Each of the functions gets those flags that it has a parameter for, and others
+        that the command line sets are refused.
       positional: the name of the one argument without a name, if the command takes one; the
         function gets it by this name in lower case, '' where it is missing.
       short: which of the short forms --sampler, --nfe, --guidance and --steps of config keys have
@@ -116,7 +117,9 @@ def launch(
             given[spec] = flags.FLAGS.config
         function = instead.get(parsed.mode, target)
         configs = [] if parsed.mode or config == "none" else [parsed.config]
-        call.extend([function, configs, given, bool(instead)])
+        reasons = values.without_effect(parsed.flags, parsed.mode, instead) if instead else None
+        reasons = reasons and {argument_of(name): why for name, why in reasons.items()}
+        call.extend([function, configs, given, reasons])
         return argv[:1]
 
     try:

@@ -55,7 +55,7 @@ def run(
     target: str,
     positional: Sequence[Any],
     named: Mapping[str, Any],
-    only_known: bool = False,
+    without_effect: Mapping[str, str] | None = None,
 ) -> None:
     """Import and run a command; every mistake, signal or refusal of the system ends with one line.
 
@@ -63,7 +63,8 @@ def run(
       target: the function, as 'package.module:function'.
       positional: its arguments without names: the config, if it has one.
       named: its arguments with names.
-      only_known: leave out those that the function has no parameter for.
+      without_effect: None: the function takes all of them. Else those that it has no parameter for
+        are left out, and one that is a key here is refused by this message.
 
     Raises:
       SystemExit: with the status of a command that fails.
@@ -74,8 +75,11 @@ def run(
     try:
         with exits.stoppable():
             function = loading.load(target)
-            if only_known:
+            if without_effect is not None:
                 known = inspect.signature(function).parameters
+                refused = [why for name, why in without_effect.items() if name not in known]
+                if refused and known:  # what only prints a list takes none
+                    raise UserError(refused[0])
                 named = {name: value for name, value in named.items() if name in known}
             _join()
             with distributed.quiet_others(), _sending():

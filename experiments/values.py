@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from absl import flags
+
+from diffusion_jax.assembly import config_schema
+from experiments import usage
 
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it here
 
@@ -106,3 +111,27 @@ def judge_flags(count: int | None, what: str, *, least: int = 10, standard: str)
         "",
         "file of experiments.statistics to compare with (default: 10,000 training images)",
     )
+
+
+def without_effect(names: Iterable[str], mode: str, modes: Iterable[str]) -> dict[str, str]:
+    """What to say of each flag that the command line sets, where the command makes no use of it.
+
+    Args:
+      names: the flags of the command.
+      mode: the flag that changes what the command does; '' if no such flag is set.
+      modes: all flags that do.
+    """
+    found = {}
+    for name in names:
+        if not flags.FLAGS[name].present or name in modes:
+            continue
+        said = f"--{name}={flags.FLAGS[name].value}"
+        if mode:
+            found[name] = f"{said} has no effect with --{mode}; leave it out"
+            continue
+        keys = (usage.SHORT.get(name), f"sampler.{name}", name)
+        key = next((key for key in keys if key in config_schema.KEYS), "")
+        remedy = f"set that of the model by --config.{key}=VALUE" if key else "leave it out"
+        other = list(modes)[-1]  # the one before it, --list, takes no flags
+        found[name] = f"{said} belongs to --{other}, and has no effect on a trained model; {remedy}"
+    return found

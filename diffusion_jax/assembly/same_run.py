@@ -83,7 +83,7 @@ def resolved(config: Any) -> dict[str, Any]:
     return json.loads(files.canonical_json(config.to_dict()))
 
 
-def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
+def check_resumed(workdir: Path, new: Mapping[str, Any], keys: tuple[str, ...] = ()) -> None:
     """Refuse to resume the run in this workdir, which has checkpoints, by another config.
 
     Without its config.json, only the very same config is accepted: provenance.json holds the hash
@@ -92,13 +92,14 @@ def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
     Args:
       workdir: the folder of the run.
       new: the config of this command, as `resolved` returns it.
+      keys: what is compared, as `among` reads it; () for everything.
 
     Raises:
       UserError: naming every key that differs, or for a run whose config is unknown.
     """
     file, stamp = workdir / "config.json", workdir / "provenance.json"
     if file.exists():
-        _check_same(workdir, files.load_json(file, reading.table()), new)
+        _check_same(workdir, files.load_json(file, reading.table()), new, keys)
     elif not stamp.exists() or files.load_json(stamp, reading.table()).get(
         "config_hash"
     ) != provenance.config_hash(new):
@@ -109,7 +110,9 @@ def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
         )
 
 
-def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _check_same(
+    workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any], keys: tuple[str, ...] = ()
+) -> None:
     # keys that the run's code did not know yet have the values that mean what it did
     old = json.loads(files.canonical_json(defaults.filled(old)))
     old, new = _values(old), _values(new)
@@ -122,7 +125,10 @@ def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
     changed = [
         k
         for k in sorted(old | new)
-        if old.get(k) != new.get(k) and not among(k, FREE) and (k in old or new[k])
+        if old.get(k) != new.get(k)
+        and not among(k, FREE)
+        and (k in old or new[k])
+        and (not keys or among(k, keys))
     ]
     if changed:
         what = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in changed)

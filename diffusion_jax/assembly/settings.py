@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -235,6 +236,7 @@ class Experiment(NamedTuple):
       guide: the guidance strategy.
       others: the other trained networks that the guide needs, in its order.
       grids: the folders of the grids that experiments.optimize_grid placed for this model.
+      origins: what tells its weights from others of their names (assembly.origins), plain data.
       discriminator: the discriminator of an adversarial autoencoder.
       features: the features of an autoencoder's perceptual distance.
       latents: how latents become images, where examples are latents.
@@ -271,6 +273,7 @@ class Experiment(NamedTuple):
     encoder: Encoder | None = None
     others: tuple[tuple[Experiment, Params], ...] = ()
     grids: tuple[Path, ...] = ()
+    origins: Mapping[str, Any] = MappingProxyType({})
     discriminator: nn.Module | None = None
     features: Callable[[Array], tuple[Array, ...]] | None = None
     latents: LatentDecoder | None = None

@@ -37,6 +37,7 @@ from diffusion_jax.assembly import (
     defaults,
     denoiser,
     latent,
+    origins,
     publication,
     same_run,
     stored,
@@ -251,6 +252,7 @@ def load(
     experiment = assemble(config, *known, other, data_record.units(about))
     experiment = experiment._replace(
         grids=grid_folders(workdir),
+        origins=origins.of_weights(workdir, config),
         record=defaults.recorded(config.to_dict(), own),
         normalization=data_record.normalization(about),
     )

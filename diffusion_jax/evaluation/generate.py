@@ -89,7 +89,14 @@ def seeds_to_keys(seeds: Sequence[int]) -> Key:
 
     Returns:
       Keys (N,).
+
+    Raises:
+      UserError: for a seed of 2^32 or more, such as one that follows the largest.
     """
+    if len(seeds) and max(seeds) >= 2**32:
+        raise UserError(
+            f"seed {max(seeds)}: seeds must stay below 2^32; begin at {2**32 - len(seeds)} or less"
+        )
     return jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax.assembly import sample_conditions, sampling
+from diffusion_jax.assembly import origins, sample_conditions, sampling
 from diffusion_jax.assembly.settings import Experiment, SamplingSettings
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing
@@ -159,6 +159,7 @@ def _identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]
         "step": trained.step,
         "weights": trained.weights,
         "sampling": chosen,
+        **origins.of_samples(trained.experiment, settings),
     }
 
 
@@ -337,6 +338,15 @@ def read_reference(
         **statistics.describe(extractor, getattr(dataset, split), dataset.name, split, count),
     )
     return found
+
+
+def reference_record(path: str) -> dict[str, Any]:
+    """What the reference statistics in a file are of, for the identity of results; {} for ''.
+
+    Args:
+      path: a file of experiments.statistics, which may be written anew.
+    """
+    return {"reference_of": statistics.load(path).of} if path else {}
 
 
 def folder_of(root: Path, plan: Plan, judged: Judge) -> Path:

@@ -160,6 +160,7 @@ def of_model(
     chosen = {"features": features, "metrics": metrics, "reference": reference}
     judging = _judging(trained.experiment, dataset, labels, count, chosen)
     about = {"features": judging.features} | {key: value for key, value in chosen.items() if value}
+    about |= scoring.reference_record(reference)
     return subject_of(trained, seeds, name, cond, judging, about, solved, mesh)
 
 
@@ -213,6 +214,7 @@ def _identity(trained: Trained, seeds: Sequence[int]) -> dict[str, Any]:
         "config": trained.experiment.record,
         "step": trained.step,
         "weights": trained.weights,
+        **trained.experiment.origins,
         "seeds": list(seeds),
     }
 

@@ -316,3 +316,9 @@ def test_samples_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         generate.save_npz(path, images)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_seeds_that_follow_the_largest_are_refused():
+    assert len(generate.seeds_to_keys(range(2**32 - 2, 2**32))) == 2
+    with pytest.raises(UserError, match=f"seed {2**32}: .*begin at {2**32 - 3} or less"):
+        generate.seeds_to_keys(range(2**32 - 2, 2**32 + 1))

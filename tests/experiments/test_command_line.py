@@ -103,6 +103,7 @@ REFUSED = {  # command line: what the one line says
         "--name=",
     ): "--name is empty; write a value, or leave the flag out (is a shell variable unset?)",
     (FILE, RUN, "--num", " "): "--num is empty",
+    (FILE, RUN, "--name=, ;"): "--name is empty; write a value",
     (FILE, "--workdir=~nobody-at-all/x"): "there is no user ~nobody-at-all",
     (FILE,): "--workdir is missing: the folder of a run",
     (RUN,): "--config is missing; for example --config=configs/digits.py:vp",

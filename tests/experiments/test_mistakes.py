@@ -105,3 +105,35 @@ def test_labels_are_numbers_or_names(text, found):
 def test_labels_that_are_none_or_could_be_two_are_refused(text, said):
     with pytest.raises(UserError, match=said):
         parsing.labels("labels", text, NAMED)
+
+
+NO_MODEL = "belongs to --target, and has no effect on a trained model; set that of the model by"
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (
+            ("inverse_benchmark", "--workdir=digits", "--sampler=heun"),
+            f"--sampler=heun {NO_MODEL} --config.sampler.name=VALUE",
+        ),
+        (
+            ("compare_samplers", "--workdir=digits", "--process=EDM"),
+            f"--process=EDM {NO_MODEL} --config.process=VALUE",
+        ),
+        (
+            ("guidance_sweep", "--workdir=digits", "--out=a"),
+            "--out=a belongs to --mixture, and has no effect on a trained model; leave it out",
+        ),
+        (
+            ("optimize_grid", "--target=gmm8", "--features=pixels"),
+            "--features=pixels has no effect with --target; leave it out",
+        ),
+        (
+            ("guidance_sweep", "--mixture", "--num=20"),
+            "--num=20 has no effect with --mixture; leave it out",
+        ),
+    ],
+)
+def test_a_flag_of_another_mode_is_refused(args, message):
+    assert command(*args, expect=2).stderr.strip() == f"error: {message}"

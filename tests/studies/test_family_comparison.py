@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 
 from configs import families
+from diffusion_jax.assembly import datasets, workdir
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies.families import comparison, training, workers
+from diffusion_jax.studies.families import comparison, tasks, training, workers
 from diffusion_jax.studies.families import figures as family_figures
 from diffusion_jax.studies.families.claims import (
     blurred,
@@ -153,6 +156,34 @@ def tiny(**changes):
     for own in config.family.values():
         own.sampler.nfe = 2
     return config
+
+
+def test_results_of_other_data_or_another_autoencoder_are_not_taken(tmp_path):
+    """What is found is not trained again, which would refuse it."""
+    with tarfile.open(ROOT / "tests" / "fixtures" / "workdirs.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    kept, saved = tmp_path / "runs", workdir.saved_config(tmp_path / "digits")
+    shutil.copytree(tmp_path / "digits", kept / "ddpm_0")
+    settings = families.get_config("digits").unlock()
+    settings.recipe, settings.data = saved, saved.data.copy_and_resolve_references()
+    dataset = datasets.dataset(saved)
+
+    def check():
+        own = saved.copy_and_resolve_references().unlock()
+        own.data = settings.data
+        tasks.check_folder(kept, {"vae": own}, settings, dataset)
+
+    check()
+    settings.data.flip = not saved.data.flip
+    with pytest.raises(UserError, match="ddpm_0 holds another run: data.flip"):
+        check()
+    settings.data.flip = saved.data.flip
+    shutil.move(kept / "ddpm_0", kept / "latent_0" / "autoencoder")
+    check()
+    settings.recipe = saved.copy_and_resolve_references().unlock()
+    settings.recipe.model.width = 2 * saved.model.width
+    with pytest.raises(UserError, match="autoencoder holds another run: model.width"):
+        check()
 
 
 @pytest.mark.long

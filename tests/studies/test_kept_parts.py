@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +83,20 @@ def test_searched_times(tmp_path, capsys, monkeypatch):
         raise Searches
 
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(GRID))
+    model = types.SimpleNamespace(record={}, origins={})
+    trained = workdir.Trained(model, None, 0, "params", {})
+    path.write_text(json.dumps(GRID | {"of": methods.times_hash(trained, 10, 40)}))
     monkeypatch.setattr("diffusion_jax.assembly.sampling.method", begin)
-    trained = workdir.Trained(None, None, 0, "params", {})
-    methods.search_times(trained, None, [2], 10, path)
+    methods.search_times(trained, None, [1, 3], 10, path)
+    with pytest.raises(Searches):  # a budget that was not searched
+        methods.search_times(trained, None, [3, 9], 10, path)
+    assert not capsys.readouterr().err
+    with pytest.raises(Searches):  # the run was trained further
+        methods.search_times(trained._replace(step=1), None, [3], 10, path)
+    assert "was made with other settings and is started anew" in capsys.readouterr().err
     for _ in spoiled(path):
         with pytest.raises(Searches):
-            methods.search_times(trained, None, [2], 10, path)
+            methods.search_times(trained, None, [3], 10, path)
         assert "made again" in capsys.readouterr().err
 
 

@@ -85,6 +85,7 @@ def compare(
     configs, tasks = family_tasks.chosen(config, families, seeds)
     workers.check_jobs(jobs)
     dataset = family_tasks.dataset_of(configs)
+    family_tasks.check_folder(root, configs, config, dataset)
     models = {
         Path(other): workdirs.load_for_comparison(other, "--others", dataset.image_shape)
         for other in others

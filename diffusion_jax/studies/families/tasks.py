@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components, datasets
+from diffusion_jax.assembly import components, datasets, same_run
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.core import npz, parsing, provenance, reading
 from diffusion_jax.core.errors import unknown
@@ -24,6 +24,7 @@ from diffusion_jax.studies import store
 from diffusion_jax.studies.families import measures
 from diffusion_jax.studies.families.measures import Pictures, Row
 from diffusion_jax.studies.families.training import Point, images_seen, steps_of, train_family
+from diffusion_jax.training import restoring
 
 TRAINING = 0.8  # share of a task's time that is training, for the forecast of the time left
 DECISIVE = ("process", "parameterization", "objective", "model", "optimizer", "ema")
@@ -101,6 +102,36 @@ def chosen(config: ConfigDict, families: str, seeds: str) -> tuple[dict[str, Con
         if seed == numbers[0] or name in config.repeated
     ]
     return configs, tasks
+
+
+def check_folder(
+    root: Path, configs: dict[str, ConfigDict], settings: ConfigDict, dataset: data.Dataset
+) -> None:
+    """Refuse a folder whose runs are of other data, or of another autoencoder, than a comparison.
+
+    Results that are found are not trained again, so training does not check them.
+
+    Args:
+      root: the folder of the comparison.
+      configs: the config of each family, with the data of the comparison.
+      settings: the config of the comparison.
+      dataset: the images.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    recipe = settings.recipe.copy_and_resolve_references().unlock()
+    recipe.data = settings.data
+    own = next(iter(configs.values()))
+    for pattern, config, keys in (
+        ("*", own, ("data.",)),
+        ("*/autoencoder", recipe, ("data.", *DECISIVE, *(f"{key}." for key in DECISIVE))),
+    ):
+        for folder in sorted(root.glob(pattern)):
+            if restoring.latest_step(folder / "checkpoints") is not None:
+                same_run.check_resumed(folder, same_run.resolved(config), keys)
+                about = workdirs.about_data(folder)
+                same_run.same_data(folder, about, dataset, sizes=True)
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -282,11 +283,14 @@ def search_times(
       dataset: what the images are judged against.
       budgets: numbers of network evaluations; one evaluation has no times to place.
       count: images, from other seeds than those by which models are compared.
-      path: the grid file; one that is there is kept.
+      path: the grid file; times that it has of the same model and settings are kept.
       evaluations: number of evaluations of the distance, for each budget.
       **judging: features, metrics and reference of `subjects.of_model`.
     """
-    if store.load_json(path, grid_files.FILE):
+    of = times_hash(trained, count, evaluations, **judging)
+    found = _kept_times(path, of)
+    missing = [n for n in budgets if n > 1 and str(n) not in found]
+    if not missing:
         return
     experiment, plan = trained.experiment, sampling.method(trained.experiment)
     subject = subjects.of_model(
@@ -297,14 +301,40 @@ def search_times(
         found = drawing.judged(subject, run, ts, grouped=False)
         return distributed.from_first(found and found.measured["frechet"].value)
 
-    found = {}
-    for n in filter(lambda n: n > 1, budgets):
+    for n in missing:
         measure = functools.partial(score, drawing.runner(subject, plan.sampler, n))
         start = sampling.grid(experiment, plan.grid, n)
         ts = placement.polish(measure, experiment.process, start, evaluations=evaluations).ts
         logsnr = gaussian.logsnr(experiment.process, jnp.asarray(ts))
         found[str(n)] = np.asarray(logsnr, float).tolist()
-    files.save_json(path, {"logsnr": found, "provenance": provenance.provenance(subject.identity)})
+    stamp = provenance.provenance(subject.identity)
+    if distributed.first():
+        files.save_json(path, {"logsnr": found, "of": of, "provenance": stamp})
+
+
+def times_hash(trained: Trained, count: int, evaluations: int, **judging: str) -> str:
+    """The hash of everything that searched times depend on besides their number.
+
+    Args:
+      trained: the model.
+      count: images of the search.
+      evaluations: number of evaluations of the distance, for each budget.
+      **judging: features, metrics and reference.
+    """
+    model = trained.experiment
+    about = {"config": model.record, "step": trained.step, "weights": trained.weights}
+    about |= {"count": count, "evaluations": evaluations, **judging, **model.origins}
+    about |= scoring.reference_record(judging.get("reference", ""))
+    return provenance.config_hash(files.plain(about))
+
+
+def _kept_times(path: Path, of: str) -> dict[str, list[float]]:
+    """The log-SNRs of a grid file by their numbers, if it is of this model and these settings."""
+    kept = store.load_json(path, grid_files.FILE) or {}
+    if kept and kept.get("of") != of:
+        print(f"{path} was made with other settings and is started anew", file=sys.stderr)
+        return {}
+    return kept.get("logsnr", {})
 
 
 # ---- what is judged

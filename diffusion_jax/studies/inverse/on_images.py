@@ -92,6 +92,7 @@ def compare_on_images(
         "num": num,
         "labels": labels,
         "perceptual": perceptual,
+        **trained.experiment.origins,
     }
     table = open_rows(stem.with_suffix(".json"), about)
     if normalization:

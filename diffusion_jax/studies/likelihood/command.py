@@ -68,6 +68,7 @@ def likelihood(
         "step": trained.step,
         "weights": trained.weights,
         "config": trained.experiment.record,
+        **trained.experiment.origins,
     }
     folder = stem.with_suffix(".parts") / provenance.config_hash(about)[:16]
     left_out = ", clipping and captions" if trained.experiment.encoder else " and clipping"

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import denoiser, sample_conditions, sampling, stored
+from diffusion_jax.assembly import denoiser, origins, sample_conditions, sampling, stored
 from diffusion_jax.assembly import experiment as experiments
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.settings import SamplingSettings
@@ -37,7 +37,7 @@ from diffusion_jax.studies import blocks, scoring, store
 from diffusion_jax.training import distributed, post_hoc, sharding
 
 SHOWN = 10  # images of a cell that pictures show
-VERSION = 1  # of how cells are drawn and judged: cells of another version are not used
+VERSION = 2  # of how cells are drawn and judged: cells of another version are not used
 
 
 class SweepCell(NamedTuple):
@@ -212,7 +212,8 @@ class CellSampler:
 
         seeds = range(cell.first, cell.first + images)
         size, kept = min(cell.sampling.batch_size, self._first), scoring.kept_of(model)
-        conditions = functools.partial(sample_conditions.at, model, self._dataset)
+        own = model._replace(sampling=cell.sampling)  # the model is that of a cell before
+        conditions = functools.partial(sample_conditions.at, own, self._dataset)
         return scoring.Plan(draw, seeds, conditions, size, {}, *kept), clock
 
     def _program(
@@ -362,6 +363,8 @@ def cell_path(cell: SweepCell, scored: Scoring, folder: Path) -> Path:
         "snapshots": post_hoc.steps(cell.workdir / "ema_snapshots") if made_of_snapshots else None,
         "first": cell.first,
         "judged": scored.about,
+        **origins.of_weights(cell.workdir, cell.config),
+        **origins.of_times(cell.sampling, workdirs.grid_folders(cell.workdir)),
     }
     return store.cell_path(folder, identity)
 

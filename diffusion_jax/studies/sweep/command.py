@@ -18,6 +18,7 @@ from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import statistics
+from diffusion_jax.pretrained import folders
 from diffusion_jax.studies.sweep import cells, checks, page, runs
 from diffusion_jax.studies.sweep import launch as sweep_launch
 from diffusion_jax.studies.sweep import space as sweep_space
@@ -42,7 +43,7 @@ class SweepFlags(TypedDict):
       metrics: the scores that are shown, with commas; '' for accuracy and frechet.
       features: feature extractors, with commas; '' for the default ones.
       reference: a file of experiments.statistics; '' compares with training images.
-      out: the folder of the sweep; '' for WORKDIR/sweep.
+      out: the folder of the sweep; '' for sweep in the folder of the model's outputs.
     """
 
     workdir: str | None
@@ -166,4 +167,5 @@ def _root(flags: SweepFlags) -> Path:
     """The folder of the sweep."""
     if not (flags["out"] or flags["workdir"]):
         raise UserError("--out is missing: the folder of the sweep and of its training runs")
-    return outputs.folder("out", flags["out"] or Path(flags["workdir"]) / "sweep", "sweep.json")
+    text = flags["out"] or folders.outputs(flags["workdir"]) / "sweep"
+    return outputs.folder("out", text, "sweep.json")

@@ -231,6 +231,7 @@ def prepare(task: Task, sampler: CellSampler, dataset: Dataset, chosen: Names) -
     real = judge.measured_on_real(dataset.train, dataset.test, judged, task.num)
     about = {"judge": judged.identity, "metrics": chosen.metrics, "metric": chosen.metric}
     about |= {"reference": chosen.reference} if chosen.reference else {}
+    about |= scoring.reference_record(chosen.reference)
     return Scoring(judged, _score_name(judged, chosen, real), about, real)
 
 
