@@ -45,7 +45,7 @@ def training_curves(
 
     Args:
       curves: by family, the scores at each point of training, with 'minutes', and 'intervals', half
-        the width of the interval of each score that has one.
+        the width of the interval of each score that has one; points without 'minutes' are left out.
       metrics: names of evaluation.metrics, a panel for each.
       path: the file to write.
       features: what the scores depend on, which labels name.
@@ -54,6 +54,11 @@ def training_curves(
     """
     looks = _looks(list(curves))
     size = (4.3, 3.6)
+    curves = {
+        name: timed
+        for name, rows in curves.items()
+        if (timed := [row for row in rows if "minutes" in row])
+    }
     every = [row["minutes"] for rows in curves.values() for row in rows]
     unit, of_minute = ("minutes", 1) if max(every) > 2 else ("seconds", 60)
     with style.figure(path, len(metrics), size, title=title) as axes:

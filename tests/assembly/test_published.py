@@ -314,6 +314,23 @@ def test_the_card_of_a_fine_tuned_model_names_what_it_started_from(model):
         assert words in lines and "/a/" not in lines
 
 
+def test_scores_of_other_weights_are_not_those_of_the_card(tmp_path, capsys):
+    sampler = {"name": "ancestral.ddim", "nfe": 5, "guidance": 1.0}
+    record = {"mean": {"frechet": 1.0}, "num": 10, "repeats": 1, "sampler": sampler}
+    file = tmp_path / "evaluation.json"
+    for about, taken in (
+        ({}, True),
+        ({"step": 8, "weights": "5k"}, True),
+        ({"step": 4, "weights": "5k"}, False),
+        ({"step": 8, "weights": "params"}, False),
+    ):
+        file.write_text(json.dumps(record | about))
+        assert bool(model_card.evaluations(tmp_path, "", 8, "5k")) == taken
+        assert ("note: the card has no scores" in capsys.readouterr().err) != taken
+    with pytest.raises(UserError, match="weights 'params' of step 8, and '5k' of step 8 are publ"):
+        model_card.evaluations(tmp_path, str(file), 8, "5k")
+
+
 def test_a_path_in_a_published_value_is_refused():
     for value in ("/data/x", "~/x", "stored('a.json')", 'autoguidance(workdir="/x")', "gs://b/x"):
         with pytest.raises(UserError, match="looks like a path of this machine"):

@@ -243,7 +243,9 @@ def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(
     monkeypatch.setattr(quickstart, "SHIPPED", "none")  # tests/test_pretrained.py draws from them
     quickstart.quickstart(config.lock(), workdir=str(tmp_path / "run"), num=20)
     quickstart_leaves(tmp_path / "run", capsys.readouterr().out, 2)
-    assert model_card.evaluations(tmp_path / "run", "")[0]["num"] == 20  # it can be published
+    trained = workdir.load(tmp_path / "run")
+    (kept,) = model_card.evaluations(tmp_path / "run", "", trained.step, trained.weights)
+    assert kept["num"] == 20  # it can be published
 
 
 @pytest.mark.long

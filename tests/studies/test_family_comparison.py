@@ -16,6 +16,8 @@ import pytest
 from configs import families
 from diffusion_jax.assembly import datasets, workdir
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.report.families import training_curves
+from diffusion_jax.studies import other_models
 from diffusion_jax.studies.families import comparison, tasks, training, workers
 from diffusion_jax.studies.families import figures as family_figures
 from diffusion_jax.studies.families.claims import (
@@ -156,6 +158,22 @@ def tiny(**changes):
     for own in config.family.values():
         own.sampler.nfe = 2
     return config
+
+
+def test_other_models_have_names_that_tell_them_apart(tmp_path, monkeypatch):
+    """Rows of one name would count as the seeds of one family."""
+    monkeypatch.chdir(tmp_path)
+    others = ["a/run", "b/run", "c/ddpm", "d/own", "./d/own/", "digits"]
+    found = other_models.named(others, {"ddpm": 0, "vae": 0})
+    assert list(found) == ["a/run", "b/run", "c/ddpm", "own", "digits"]
+    assert found["digits"] == ROOT / "pretrained" / "digits"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_unknown_training_time_has_no_point_in_the_figure(tmp_path):
+    curves = {"known": [{"minutes": 3.0, "frechet": 1.0}], "published": [{"frechet": 0.5}]}
+    training_curves(curves, ["frechet"], tmp_path / "a.png", features="pixels")
+    assert (tmp_path / "a.png").is_file()
 
 
 def test_results_of_other_data_or_another_autoencoder_are_not_taken(tmp_path):

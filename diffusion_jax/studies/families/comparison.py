@@ -14,7 +14,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import parsing, provenance, reading
-from diffusion_jax.studies import store
+from diffusion_jax.studies import other_models, store
 from diffusion_jax.studies.families import measures, workers
 from diffusion_jax.studies.families import report as family_report
 from diffusion_jax.studies.families import tasks as family_tasks
@@ -87,8 +87,8 @@ def compare(
     dataset = family_tasks.dataset_of(configs)
     family_tasks.check_folder(root, configs, config, dataset)
     models = {
-        Path(other): workdirs.load_for_comparison(other, "--others", dataset.image_shape)
-        for other in others
+        name: (other, workdirs.load_for_comparison(other, "--others", dataset.image_shape))
+        for name, other in other_models.named(others, config.family).items()
     }
     comparison = FamilyComparison(root, config, configs, dataset, _judge(dataset, config))
     missing = [task for task in tasks if comparison.found(task) is None]
@@ -136,13 +136,13 @@ class FamilyComparison(NamedTuple):
         return family_tasks.found(self.root, task, self.configs[task.name], self.settings)
 
     def report(
-        self, tasks: Sequence[FamilyTask], models: Mapping[Path, Trained], figures: str
+        self, tasks: Sequence[FamilyTask], models: Mapping[str, tuple[Path, Trained]], figures: str
     ) -> str:
         """Write the report of the tasks that are finished.
 
         Args:
           tasks: the tasks, of which those without a result are left out.
-          models: trained models that are measured too, by their workdirs.
+          models: trained models that are measured too, with their workdirs, by their names.
           figures: the beginning of the paths of copies of the figures; '' for none.
 
         Returns:
@@ -150,9 +150,9 @@ class FamilyComparison(NamedTuple):
         """
         results = [found for task in tasks if (found := self.found(task)) is not None]
         titles = {name: self.settings.about[name] for name in self.configs}
-        for other, trained in models.items():
-            results.append(self._other(other, trained))
-            titles[other.name] = _described(trained)
+        for name, (other, trained) in models.items():
+            results.append(self._other(name, other, trained))
+            titles[name] = _described(trained)
         record = {
             "data": self.settings.data.name,
             "num": self.settings.num,
@@ -179,15 +179,16 @@ class FamilyComparison(NamedTuple):
         store.save_cell(path, "row", row, {})
         return row
 
-    def _other(self, workdir: Path, trained: Trained) -> FamilyResult:
+    def _other(self, name: str, workdir: Path, trained: Trained) -> FamilyResult:
         """The scores and the first images of a model that is there, by its own sampler."""
         row, pictures = measures.of_images(
-            trained, self.dataset, self.judge(), self.settings.num, workdir.name
+            trained, self.dataset, self.judge(), self.settings.num, name
         )
         experiment = trained.experiment
-        row |= {"minutes": methods.seconds(workdir) / 60}
+        if took := methods.seconds(workdir):  # unknown of a published or imported model
+            row |= {"minutes": took / 60}
         row |= {"steps": trained.step, "images": trained.step * experiment.data.batch_size}
-        return FamilyResult(FamilyTask(workdir.name, self.settings.seeds[0]), [row], row, pictures)
+        return FamilyResult(FamilyTask(name, self.settings.seeds[0]), [row], row, pictures)
 
 
 def _described(trained: Trained) -> str:

@@ -20,7 +20,7 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import folders
-from diffusion_jax.studies import prompted_subjects, scoring, subjects
+from diffusion_jax.studies import other_models, prompted_subjects, scoring, subjects
 from diffusion_jax.studies.samplers import cells as comparison
 from diffusion_jax.studies.samplers import ranking, report
 from diffusion_jax.studies.samplers.cells import Cell, Comparison, Result
@@ -297,11 +297,12 @@ def compare_model(
       UserError: for what cannot be compared, before anything is sampled; if every cell has failed,
         after everything is written.
     """
+    roots = other_models.named(others)
     models = {
-        Path(root): workdirs.load_for_comparison(root, "--others", dataset.image_shape)
-        for root in others
+        other: workdirs.load_for_comparison(root, "--others", dataset.image_shape)
+        for other, root in roots.items()
     }
-    own = {root: cells_of(model, (), budgets) for root, model in models.items()}
+    own = {other: cells_of(model, (), budgets) for other, model in models.items()}
     for model in models.values():  # refuse what cannot be sampled before anything is
         denoiser.is_guided(model.experiment, model.experiment.sampling.guidance)
         sample_conditions.for_judging(model.experiment, dataset, len(seeds))
@@ -310,10 +311,11 @@ def compare_model(
     chosen = cells_of(trained, entries, budgets)
     compared = comparison.compare(subject, chosen, folder, **options)
     results = [*compared.results]
-    for root, model in models.items():
-        other = subjects.of_model(model, dataset, seeds, root.name, **how)
-        found = comparison.compare(other, own[root], root / "compare", **options)
-        results += [_named(result, root.name) for result in found.results]
+    for other, model in models.items():
+        subject_of_other = subjects.of_model(model, dataset, seeds, other, **how)
+        kept = folders.outputs(roots[other]) / "compare"
+        found = comparison.compare(subject_of_other, own[other], kept, **options)
+        results += [_named(result, other) for result in found.results]
     return _written(subject, compared._replace(results=results), stem, record)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 from diffusion_jax.assembly.publication import PublishedModel
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing, reading
-from diffusion_jax.core.errors import printable
+from diffusion_jax.core.errors import UserError, printable
 from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.report import media
 from diffusion_jax.report.tables import markdown_table
@@ -37,24 +38,43 @@ _EVALUATION = reading.record(
         "real": _NUMBERS,
         "real_intervals": _NUMBERS,
         "titles": reading.table(reading.text()),
+        "step": reading.integer(),
+        "weights": reading.text(),
     },
 )
 
 
-def evaluations(root: Path, paths: str) -> list[dict[str, Any]]:
+def evaluations(root: Path, paths: str, step: int, weights: str) -> list[dict[str, Any]]:
     """Read the files of experiments.evaluate that the card has as tables.
 
     Args:
       root: the workdir.
-      paths: the files, with commas; '' takes evaluation.json of the workdir, if it is there.
+      paths: the files, with commas; '' takes evaluation.json of the workdir, if it is there and is
+        of the weights that are published; else a note says so.
+      step: the step of these weights.
+      weights: their name.
 
     Raises:
-      UserError: for a file that is missing or of another kind.
+      UserError: for a file that is missing, of another kind or of other weights.
     """
-    found = [Path(path) for path in parsing.paths("evaluations", paths)] if paths else []
+    chosen = [Path(path) for path in parsing.paths("evaluations", paths)] if paths else []
     if not paths and (root / "evaluation.json").is_file():
-        found = [root / "evaluation.json"]
-    return [files.load_json(path, _EVALUATION) for path in found]
+        chosen = [root / "evaluation.json"]
+    found = []
+    for path in chosen:
+        read = files.load_json(path, _EVALUATION)
+        own = read.get("step", step), read.get("weights", weights)
+        if own == (step, weights):
+            found.append(read)
+            continue
+        why = (
+            f"{path} is of the weights '{own[1]}' of step {own[0]}, and '{weights}' of step {step} "
+            "are published"
+        )
+        if paths:
+            raise UserError(f"--evaluations: {why}; evaluate those (experiments.evaluate)")
+        print(f"note: the card has no scores: {why}", file=sys.stderr)
+    return found
 
 
 def card(

@@ -89,7 +89,8 @@ def publish(
     _check_target(root, target)
     source, inner = sources(root, config, unfinished)
     said = Statements(license, data_license, data_source, limitations)
-    found = model_card.evaluations(root, evaluations)
+    trained = source.trained
+    found = model_card.evaluations(root, evaluations, trained.step, trained.weights)
     with files.atomic_folder(target) as temporary:
         publication.write(temporary, source, dtype, inner)
         folders.check(temporary)
