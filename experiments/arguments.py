@@ -257,11 +257,8 @@ def _read_flags(program: str, own: Sequence[Given], source: str) -> None:
             raise UserError(
                 f"--{one.name}={one.value:.60}: it has control characters; leave them out"
             )
-        if (
-            one.value is not None
-            and not one.value.strip(" \t\n,;")
-            and one.name not in values.PATHS
-        ):
+        blank = one.value is not None and not one.value.strip(" \t\n,;")
+        if blank and one.name not in values.PATHS:
             raise UserError(
                 f"--{one.name} is empty; write a value, or leave the flag out (is a shell variable "
                 "unset?)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def evaluate(
         blocks.discard(folder)
         print(report(result, plural) + table + psnr)
         print(f"{root}/evaluation.json has all numbers; to compare samplers by them:")
-        print(f"python -m experiments.compare_samplers --workdir={workdir}")
+        print(f"python -m experiments.compare_samplers --workdir={shlex.quote(str(workdir))}")
 
 
 def about(

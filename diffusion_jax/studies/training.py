@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Container
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def train(config: ConfigDict, workdir: str, *, asked: Container[str] = ()) -> No
     if distributed.first():
         made = [name for name in WRITTEN if (Path(workdir) / name).exists()]
         print(f"{workdir}: {', '.join(made)}; to draw from the model:")
-        print(f"python -m experiments.sample --workdir={workdir}")
+        print(f"python -m experiments.sample --workdir={shlex.quote(str(workdir))}")
 
 
 def train_until(

@@ -192,6 +192,9 @@ def test_a_name_for_placed_times_comes_from_the_sampler_and_hides_no_grid():
     assert search.grid_name("", "multistep.dpmpp_2m") == "dpmpp_2m"
     with pytest.raises(UserError, match="--name=karras is a grid of the family"):
         search.grid_name("karras", "multistep.dpmpp_2m")
+    for name in ("Karras", "AUTO", "KARRAS"):  # specs are read in any case
+        with pytest.raises(UserError, match=f"--name={name} is a grid of the family"):
+            search.grid_name(name, "multistep.dpmpp_2m")
 
 
 def test_a_sampler_whose_times_cannot_be_placed_is_refused_in_a_line_before_anything_is_solved(

@@ -240,6 +240,10 @@ def test_training_goes_on_with_the_better_half_and_is_found_again(trained, tmp_p
     losses[list(task.runs)[0]] = 0.0  # is not asked again: two others have gone on
     again = sweep_runs.train_in_rungs(task, 3, lambda: judges)
     assert trainings == [(1, None)] and again.plan == found.plan
+    steps.update(dict.fromkeys(steps, whole))  # as by --training_rungs=1: none is dropped unseen
+    trainings.clear()
+    assert sweep_runs.train_in_rungs(task, 3, lambda: judges).plan.groups == {(): [0, 1, 2, 3]}
+    assert trainings == [(number, None) for number in range(4)]
     with pytest.raises(UserError, match="--training_rungs=2: this sweep trains nothing"):
         run(trained, training_rungs=2)
 

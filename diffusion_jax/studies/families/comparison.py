@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def compare_families(
     paths = parsing.paths("others", others)
     print(compare(config, workdir, families, seeds, paths, jobs, figures))
     print(f"{workdir}/families.html holds all of this, with pictures; to sample a family:")
-    print(f"python -m experiments.sample --workdir={workdir}/FAMILY_SEED")
+    print(f"python -m experiments.sample --workdir={shlex.quote(str(workdir))}/FAMILY_SEED")
 
 
 def compare(

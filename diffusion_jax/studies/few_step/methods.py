@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def few_step(
         text = report.write(table, root, budgets, real)
     report.need_results(table)
     text += f"\n{root}/few_step.png and few_step_grid.png show it; to sample a model:"
-    print(f"{text}\npython -m experiments.sample --workdir={root}/METHOD --nfe=1")
+    print(f"{text}\npython -m experiments.sample --workdir={shlex.quote(str(root))}/METHOD --nfe=1")
 
 
 def check_names(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def optimize_grid(
     text = optimize(*both, sampler, budgets, stem, Search(iterations, tries, polish))
     grid = f"""'stored("{stem}.json")'""" if out else name
     keys = f"--config.sampler.name='{sampler}' --config.sampler.grid={grid}"
-    _print(text, stem, f"sample --workdir={workdir} {keys}")
+    _print(text, stem, f"sample --workdir={shlex.quote(str(workdir))} {keys}")
 
 
 def optimize_on_target(
@@ -158,7 +159,7 @@ def grid_name(name: str, sampler: str) -> str:
     Raises:
       UserError: for the name of a grid of the family, and for a path.
     """
-    if name == "auto" or name in members(components.GRIDS):
+    if components.full_name("sampler.grid", name.lower()) in ("auto", *members(components.GRIDS)):
         raise UserError(f"--name={name} is a grid of the family; choose another name")
     if "/" in name:
         raise UserError(f"--name={name} is a path; give a name alone, and the folder by --out")

@@ -89,11 +89,9 @@ def compare_on_images(
         "config": trained.experiment.record,
         "step": trained.step,
         "weights": trained.weights,
-        "num": num,
-        "labels": labels,
-        "perceptual": perceptual,
         **trained.experiment.origins,
     }
+    about |= {"num": num, "labels": labels, "perceptual": perceptual}
     table = open_rows(stem.with_suffix(".json"), about)
     if normalization:
         rows, truth = on_arrays.make_rows(job, dataset, wanted, chosen, table)

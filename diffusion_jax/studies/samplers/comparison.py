@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,8 @@ def compare_samplers(
         images = workdirs.images(config, workdir)
         text = _on_data(images, parsing.paths("others", others), judging, *given, **how)
     _print(text, root)
-    print(f"to use one: python -m experiments.sample --workdir={workdir} --sampler=NAME --nfe=NFE")
+    use = f"--workdir={shlex.quote(str(workdir))} --sampler=NAME --nfe=NFE"
+    print(f"to use one: python -m experiments.sample {use}")
 
 
 def _on_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def ema_sweep(
     sweep_task.discard_blocks(task, scored)
     print(f"{text}\n{root / 'ema_sweep.png'} shows it; to use a length:")
     key = "--config.sampler.ema='post_hoc(LENGTH)'"
-    print(f"python -m experiments.sample --workdir={workdir} {key}")
+    print(f"python -m experiments.sample --workdir={shlex.quote(str(workdir))} {key}")
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def guidance_sweep(
     print(
         f"{text}\n{root}/guidance_sweep.png and guidance_sweep_strips.png show it; to use a scale:"
     )
-    print(f"python -m experiments.sample --workdir={workdir} --guidance=SCALE")
+    print(f"python -m experiments.sample --workdir={shlex.quote(str(workdir))} --guidance=SCALE")
 
 
 def draw_mixture(*, scales: str, out: str) -> None:

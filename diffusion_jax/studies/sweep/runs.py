@@ -73,7 +73,9 @@ def train_in_rungs(task: Task, rungs: int, judges: Judges) -> Task:
                 _train(task, folder, said, steps[folder])
         sampler, scored = judges()
         loss = {folder: _loss(task, folder, steps[folder], sampler, scored) for folder in alive}
-        alive = sorted(alive, key=loss.__getitem__)[: math.ceil(len(alive) / 2)]
+        # with other rungs, or none, more runs than the better half may have gone on: all stay
+        further = sum(value == -math.inf for value in loss.values())
+        alive = sorted(alive, key=loss.__getitem__)[: max(math.ceil(len(alive) / 2), further)]
         names = ", ".join(folder.name for folder in alive)
         print(f"rung {rung + 1} of {rungs}: of {len(loss)} runs go on: {names}", file=sys.stderr)
     for number, folder in enumerate(alive):
@@ -107,10 +109,7 @@ def _step(folder: Path) -> int:
 
 
 def _loss(task: Task, folder: Path, steps: int, sampler: CellSampler, scored: Scoring) -> float:
-    """The loss of the best cell of a run; minus infinity for one that was trained further.
-
-    Only a run that was among the better half is trained further.
-    """
+    """The loss of the best cell of a run; minus infinity for one that was trained further."""
     if _step(folder) > steps:
         return -math.inf
     images = min(rungs[0].images for rungs in task.plan.rungs.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def publish(
     size = sum(path.stat().st_size for path in names)
     print(f"{out}: {size / 1e6:.2f} MB: {', '.join(str(p.relative_to(target)) for p in names)}")
     print(f"read {target / folders.CARD} and look at {target / folders.PICTURE}; then:")
-    print(f"python -m experiments.sample --workdir={out}")
+    print(f"python -m experiments.sample --workdir={shlex.quote(str(out))}")
 
 
 def _check_target(root: Path, target: Path) -> None:
