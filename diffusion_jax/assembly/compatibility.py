@@ -1,5 +1,7 @@
 """Objectives that cannot learn from some data, by some parameterization or by some network.
 
+And networks whose options name feature maps that they do not have.
+
 An objective states what it needs: gray levels (Objective.gray_levels, Likelihood.gray_levels), two
 times or a boundary (FewStep.two_times, FewStep.bounded). What would train without an error and
 mean nothing is refused here, before training.
@@ -7,6 +9,7 @@ mean nothing is refused here, before training.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -34,6 +37,39 @@ def check(experiment: Experiment, *, latents: bool) -> None:
     if experiment.kind.denoises:
         _check_second_time(experiment)
         _check_boundary(experiment)
+
+
+def check_heights(experiment: Experiment, heights: Collection[int]) -> None:
+    """Check that the feature maps that the options of the network name exist.
+
+    Attention or dropout at heights that the network does not have would be no attention or no
+    dropout, without a word.
+
+    Args:
+      experiment: the model.
+      heights: those of its examples; several where images of several shapes train it.
+
+    Raises:
+      UserError: naming the heights that exist.
+    """
+    model = experiment.model
+    if not hasattr(model, "heights"):
+        return
+    known = sorted({own for height in heights for own in model.heights(height)}, reverse=True)
+    words = f"its feature maps have the heights {', '.join(map(str, known))}"
+    if absent := [height for height in model.attention if height not in known]:
+        kept = tuple(height for height in model.attention if height in known)
+        raise UserError(
+            f"config.model.attention={tuple(model.attention)}: {experiment.specs.model} has no "
+            f"feature map of height {', '.join(map(str, absent))} for data of shape "
+            f"{tuple(experiment.shape)}; {words}; use those, or --config.model.attention='{kept}'"
+        )
+    height = getattr(model, "dropout_height", 0)
+    if model.dropout and 0 < height < known[-1]:
+        raise UserError(
+            f"config.model.dropout_height={height} leaves no feature map with dropout; {words}; "
+            "use one of those, or --config.model.dropout=0"
+        )
 
 
 def _check_data(experiment: Experiment, latents: bool) -> None:

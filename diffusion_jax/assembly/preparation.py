@@ -45,8 +45,19 @@ def for_training(
     experiment = assemble(config, *about, units=dataset.units)
     experiment = experiment._replace(normalization=dataset.normalization)
     compatibility.check(experiment, latents=dataset.encoded is not None)
+    if not _resumes(workdir):  # a run that has begun keeps its network
+        train = dataset.train
+        shapes = [own[0]["image"].shape for own in getattr(train, "buckets", ())]
+        compatibility.check_heights(
+            experiment, {shape[0] for shape in shapes or [experiment.shape]}
+        )
     experiment = experiment.kind.prepare(experiment, dataset.train)
     return with_teacher(with_autoencoder(experiment, dataset.encoded), workdir)
+
+
+def _resumes(workdir: str | Path | None) -> bool:
+    """Whether a workdir has a checkpoint already."""
+    return workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None
 
 
 def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> Experiment:
@@ -66,7 +77,7 @@ def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> E
     teacher, start = experiment.sources.teacher, experiment.sources.start
     if teacher:
         experiment = _with_teacher(experiment, teacher)
-    if workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None:
+    if _resumes(workdir):
         return experiment
     if start:
         return _begun(experiment, start)

@@ -92,6 +92,15 @@ class HalfUNet(nn.Module):
         last = nn.Dense(self.num_classes, kernel_init=layers.ZERO_INIT, name="last")
         return last(h.astype(jnp.float32))
 
+    @nn.nowrap
+    def heights(self, height: int) -> tuple[int, ...]:
+        """The heights of the feature maps, which `attention` may name.
+
+        Args:
+          height: that of an example.
+        """
+        return layers.level_heights(height // self.stem, len(self.multipliers))
+
     def _residual(
         self, h: Array, embedding: Array, train: bool, channels: int, name: str, resample: str
     ) -> Array:

@@ -262,6 +262,15 @@ class EDM2UNet(nn.Module):
             lambda path, leaf: unit_kernel(leaf) if path[-1].key == "kernel" else leaf, params
         )
 
+    @nn.nowrap
+    def heights(self, height: int) -> tuple[int, ...]:
+        """The heights of the feature maps, which `attention` may name.
+
+        Args:
+          height: that of an example.
+        """
+        return layers.level_heights(height, len(self.multipliers))
+
     def _block(
         self,
         h: Array,

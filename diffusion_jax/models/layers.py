@@ -46,6 +46,16 @@ def check_axes(x: Array, network: str) -> None:
         )
 
 
+def level_heights(height: int, levels: int) -> tuple[int, ...]:
+    """The heights of the feature maps of a U-Net, of which each level has half of the one before.
+
+    Args:
+      height: that of the first level.
+      levels: number of levels.
+    """
+    return tuple(height // 2**level for level in range(levels))
+
+
 def sizes_in_words(x: Array) -> str:
     """The kind and the extents of samples: 'images of 6 x 8', for messages.
 

@@ -184,6 +184,15 @@ class NCSNpp(nn.Module):
         )
         return block(h, embedding, train)
 
+    @nn.nowrap
+    def heights(self, height: int) -> tuple[int, ...]:
+        """The heights of the feature maps, which `attention` and `dropout_height` may name.
+
+        Args:
+          height: that of an example.
+        """
+        return layers.level_heights(height, len(self.multipliers))
+
     def _attention(self, h: Array, name: str) -> Array:
         if name in self.skipped:
             return h

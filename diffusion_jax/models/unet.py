@@ -178,6 +178,15 @@ class UNet(nn.Module):
         h = layers.depth_to_space(h, self.stem).astype(jnp.float32)
         return with_log_variance(h, c_noise, self.uncertainty, log_variance)
 
+    @nn.nowrap
+    def heights(self, height: int) -> tuple[int, ...]:
+        """The heights of the feature maps, which `attention` and `dropout_height` may name.
+
+        Args:
+          height: that of an example.
+        """
+        return layers.level_heights(height // self.stem, len(self.multipliers))
+
     def _residual(
         self,
         h: Array,

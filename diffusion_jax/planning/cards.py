@@ -151,6 +151,7 @@ def trace(config: ConfigDict, where: Topology) -> tuple[Experiment, Any, TrainSt
         raise UserError(f"config.parallel={model.mesh.parallel}: a plan is for parallel=jit")
     model = model.kind.prepare(model, None)
     compatibility.check(model, latents=config.data.name == "latents")
+    compatibility.check_heights(model, {shape[0]})
     size, accumulate = model.data.batch_size, model.training.accumulate
     leading = (model.training.steps_per_call, size)
     batch = {"image": jax.ShapeDtypeStruct((*leading, *shape), jnp.float32)}

@@ -25,6 +25,7 @@ CHANGES = {
     "model.width": pick(64, 8),
     "model.head_width": pick(64, 8),
     "model.multipliers": pick((1, 2), (1,)),
+    "model.attention": pick("(4,)", "()"),
     "training.steps": STEPS,
     "training.log_every": EVERY,
     "training.checkpoint_every": EVERY,

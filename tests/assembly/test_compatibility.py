@@ -7,7 +7,8 @@ import importlib
 import pytest
 
 from configs import base, digits, digits_vae, toy
-from diffusion_jax.assembly import compatibility, datasets, preparation
+from diffusion_jax.assembly import compatibility, components, datasets, preparation
+from diffusion_jax.assembly.build import members
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.normalization import Normalization
@@ -109,3 +110,45 @@ def test_two_times_are_for_networks_and_objectives_of_two_times():
 def test_recipes_of_latents_pass(file):
     config = importlib.import_module(f"configs.papers.{file}").get_config()
     compatibility.check(assemble(config, *datasets.data_shape(config)), latents=True)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model__attention": (5,)}, r"attention=\(5,\): .* height 5 .* heights 8, 4; .*='\(\)'"),
+        ({"model__attention": (4, 2)}, r"no feature map of height 2 .*--config.*='\(4,\)'"),
+        ({"model__multipliers": (1,)}, "no feature map of height 4 .* have the heights 8; "),
+        ({"model__dropout": 0.1, "model__dropout_height": 3}, "dropout_height=3 leaves no"),
+    ],
+)
+def test_heights_are_those_of_feature_maps(changes, words):
+    """Attention at a height that the network never has would be none."""
+    experiment = of(digits.get_config("edm"), IMAGE, **changes)
+    with pytest.raises(UserError, match=words):
+        compatibility.check_heights(experiment, {8})
+    compatibility.check_heights(of(digits.get_config("edm"), IMAGE), {8})
+    some = of(digits.get_config("edm"), IMAGE, model__attention=(5, 4))
+    compatibility.check_heights(some, {8, 5})  # images of several shapes
+
+
+def test_a_new_run_is_refused_and_one_that_has_begun_goes_on(monkeypatch, tmp_path):
+    config = digits.get_config("edm")
+    config.model.attention = (5,)
+    data = datasets.dataset(config)
+    with pytest.raises(UserError, match="no feature map of height 5"):
+        preparation.for_training(config, data, tmp_path)
+    monkeypatch.setattr(preparation.restoring, "latest_step", lambda folder: 3)
+    assert preparation.for_training(config, data, tmp_path).model.attention == (5,)
+
+
+LISTS = [
+    network
+    for name, network in members(components.MODELS).items()
+    if components.network_fields(name).get("attention") == "tuple[int, ...]"
+]
+
+
+@pytest.mark.parametrize("network", LISTS, ids=lambda network: network.__name__)
+def test_every_network_with_attention_by_height_says_its_heights(network):
+    assert network(multipliers=(1, 2, 2)).heights(16) == (16, 8, 4)
+    assert len(LISTS) > 3

@@ -12,6 +12,7 @@ from tests.experiments.small_runs import command, width
 TINY = ["--config.training.steps=2", "--config.training.sample_every=2", "--nfe=2"]
 TINY += ["--config.data.batch_size=4", "--config.training.eval_every=2"]
 UNET = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.model.blocks=1"]
+UNET += ["--config.model.attention=()"]
 OPTIONS = {0: ["--config.model.width=8", "--config.model.blocks=1"], 1: UNET, 2: UNET, 3: UNET}
 # arrays that condition the model: vectors (d = 0), and the arrays of the file (d = 1)
 CONDITIONS = {0: ["--config.data.condition=condition"], 1: ["--config.data.dense=array"]}

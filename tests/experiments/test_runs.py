@@ -250,7 +250,7 @@ def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(
 
 @pytest.mark.long
 def test_the_command_quickstart_leaves_what_it_names(data_dir, tmp_path):
-    tiny = ["width=8", "multipliers=(1,)", "head_width=8"]
+    tiny = ["width=8", "multipliers=(1,)", "attention=()", "head_width=8"]
     done = command(
         "quickstart",
         f"--workdir={tmp_path / 'run'}",
