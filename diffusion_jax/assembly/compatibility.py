@@ -39,37 +39,33 @@ def check(experiment: Experiment, *, latents: bool) -> None:
         _check_boundary(experiment)
 
 
-def check_heights(experiment: Experiment, heights: Collection[int]) -> None:
-    """Check that the feature maps that the options of the network name exist.
+def heights_note(experiment: Experiment, heights: Collection[int]) -> str:
+    """Say which feature maps the options of the network name that it does not have.
 
-    Attention or dropout at heights that the network does not have would be no attention or no
-    dropout, without a word.
+    Attention or dropout at heights that the network does not have is no attention or no dropout.
 
     Args:
       experiment: the model.
       heights: those of its examples; several where images of several shapes train it.
 
-    Raises:
-      UserError: naming the heights that exist.
+    Returns:
+      One line with the heights that exist; '' where all are there.
     """
     model = experiment.model
     if not hasattr(model, "heights"):
-        return
+        return ""
     known = sorted({own for height in heights for own in model.heights(height)}, reverse=True)
     words = f"its feature maps have the heights {', '.join(map(str, known))}"
     if absent := [height for height in model.attention if height not in known]:
-        kept = tuple(height for height in model.attention if height in known)
-        raise UserError(
+        return (
             f"config.model.attention={tuple(model.attention)}: {experiment.specs.model} has no "
             f"feature map of height {', '.join(map(str, absent))} for data of shape "
-            f"{tuple(experiment.shape)}; {words}; use those, or --config.model.attention='{kept}'"
+            f"{tuple(experiment.shape)}, and no attention there; {words}"
         )
     height = getattr(model, "dropout_height", 0)
     if model.dropout and 0 < height < known[-1]:
-        raise UserError(
-            f"config.model.dropout_height={height} leaves no feature map with dropout; {words}; "
-            "use one of those, or --config.model.dropout=0"
-        )
+        return f"config.model.dropout_height={height} leaves no feature map with dropout; {words}"
+    return ""
 
 
 def _check_data(experiment: Experiment, latents: bool) -> None:

@@ -45,19 +45,12 @@ def for_training(
     experiment = assemble(config, *about, units=dataset.units)
     experiment = experiment._replace(normalization=dataset.normalization)
     compatibility.check(experiment, latents=dataset.encoded is not None)
-    if not _resumes(workdir):  # a run that has begun keeps its network
-        train = dataset.train
-        shapes = [own[0]["image"].shape for own in getattr(train, "buckets", ())]
-        compatibility.check_heights(
-            experiment, {shape[0] for shape in shapes or [experiment.shape]}
-        )
+    shapes = [own[0]["image"].shape for own in getattr(dataset.train, "buckets", ())]
+    heights = {shape[0] for shape in shapes or [experiment.shape]}
+    if note := compatibility.heights_note(experiment, heights):
+        print(f"note: {note}", file=sys.stderr)
     experiment = experiment.kind.prepare(experiment, dataset.train)
     return with_teacher(with_autoencoder(experiment, dataset.encoded), workdir)
-
-
-def _resumes(workdir: str | Path | None) -> bool:
-    """Whether a workdir has a checkpoint already."""
-    return workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None
 
 
 def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> Experiment:
@@ -77,7 +70,7 @@ def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> E
     teacher, start = experiment.sources.teacher, experiment.sources.start
     if teacher:
         experiment = _with_teacher(experiment, teacher)
-    if _resumes(workdir):
+    if workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None:
         return experiment
     if start:
         return _begun(experiment, start)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 import time
 from math import prod
 from typing import Any
@@ -151,7 +152,8 @@ def trace(config: ConfigDict, where: Topology) -> tuple[Experiment, Any, TrainSt
         raise UserError(f"config.parallel={model.mesh.parallel}: a plan is for parallel=jit")
     model = model.kind.prepare(model, None)
     compatibility.check(model, latents=config.data.name == "latents")
-    compatibility.check_heights(model, {shape[0]})
+    if note := compatibility.heights_note(model, {shape[0]}):
+        print(f"note: {note}", file=sys.stderr)
     size, accumulate = model.data.batch_size, model.training.accumulate
     leading = (model.training.steps_per_call, size)
     batch = {"image": jax.ShapeDtypeStruct((*leading, *shape), jnp.float32)}
