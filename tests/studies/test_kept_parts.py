@@ -18,9 +18,11 @@ from diffusion_jax.evaluation.features import extractor
 from diffusion_jax.studies import plans
 from diffusion_jax.studies.families import measures, tasks, training
 from diffusion_jax.studies.few_step import methods
+from diffusion_jax.studies.few_step import report as few_step_report
 from diffusion_jax.studies.grids import file as grid_file
 from diffusion_jax.studies.inverse import table
 from diffusion_jax.studies.samplers import cells
+from tests.markdown import squeezed
 from tests.spoiled import CARD, GRID, PLACED, spoiled
 
 
@@ -98,6 +100,14 @@ def test_searched_times(tmp_path, capsys, monkeypatch):
         with pytest.raises(Searches):
             methods.search_times(trained, None, [3], 10, path)
         assert "made again" in capsys.readouterr().err
+
+
+def test_a_training_time_that_is_not_known_is_not_zero(tmp_path):
+    """That of a published teacher, for example."""
+    assert methods.seconds(tmp_path) is None
+    rows = [{"sampler": "diffusion", "nfe": 1, "seconds": None, "note": "failed"}]
+    table = squeezed(few_step_report.report(rows, [1], {}))
+    assert "| diffusion | unknown | failed |" in table
 
 
 def test_the_families(tmp_path, capsys, monkeypatch):

@@ -164,15 +164,15 @@ def _add_method(
     recipe: Recipe,
     name: str,
     budgets: Sequence[int],
-    teaching: float,
+    teaching: float | None,
     *,
     search: bool,
 ) -> None:
     """Train a method and add its rows, and those on searched times if these are requested."""
     model, root = train_variant(recipe, name), recipe.root / name
-    sources, took = model.experiment.sources, seconds(root)
+    sources, took = model.experiment.sources, seconds(root) or 0.0
     if sources.teacher or sources.start:
-        took += teaching
+        took += teaching or 0.0
     sampler, cells = model.experiment.sampling.name, root / "cells"
     add(table, model, name, sampler, budgets, cells, took)
     if search:
@@ -246,8 +246,10 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
     return workdirs.load(root, config, sampling.sampling_mesh(config))
 
 
-def seconds(workdir: Path) -> float:
+def seconds(workdir: Path) -> float | None:
     """Sum the seconds that the training steps of a run took, without evaluations and checkpoints.
+
+    None where that is not known, such as of a published model.
 
     Args:
       workdir: the folder of the run, whose metrics.jsonl has the images and the images per second
@@ -258,6 +260,8 @@ def seconds(workdir: Path) -> float:
         for row in metrics.read_rows(workdir / "metrics.jsonl")
         if {"loss", "images", "timing"} <= row.keys()
     ]
+    if not rows:
+        return None
     images = [0, *(row["images"] for row in rows)]
     rates = [row["timing"].get("images_per_s") or float("inf") for row in rows]
     return sum((after - before) / rate for before, after, rate in zip(images, images[1:], rates))
@@ -346,7 +350,7 @@ def add(
     entry: str,
     budgets: Sequence[int],
     folder: Path,
-    took: float,
+    took: float | None,
 ) -> dict[str, Any]:
     """Judge a model at every budget and add a row for each.
 
@@ -357,7 +361,7 @@ def add(
       entry: its sampler, with @grid where it does not use the config's.
       budgets: numbers of network evaluations.
       folder: where finished cells are kept.
-      took: the seconds of its training.
+      took: the seconds of its training; None where they are not known.
 
     Returns:
       What real test images score: a row with intervals, and 'features' of its plain scores.

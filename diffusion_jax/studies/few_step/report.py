@@ -45,8 +45,9 @@ def report(rows: Sequence[dict[str, Any]], budgets: Sequence[int], real: dict[st
     The last line has the scores of real test images.
 
     Args:
-      rows: a row for each model and budget: 'sampler' (the title of the model), 'nfe', 'seconds',
-        and either scores with their 'intervals' or a 'note' that says why there are none.
+      rows: a row for each model and budget: 'sampler' (the title of the model), 'nfe', 'seconds'
+        (None where they are not known), and either scores with their 'intervals' or a 'note' that
+        says why there are none.
       budgets: numbers of network evaluations; the scores of real images stand in the column of the
         first.
       real: the scores of as many real test images, with their 'intervals'.
@@ -62,7 +63,8 @@ def report(rows: Sequence[dict[str, Any]], budgets: Sequence[int], real: dict[st
     table = []
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
-        line = {"model": name, "seconds": f"{own[0]['seconds']:.0f}"}
+        took = own[0]["seconds"]
+        line = {"model": name, "seconds": "unknown" if took is None else f"{took:.0f}"}
         table.append(line | {f"at {row['nfe']}": show(row) for row in own})
     table.append({"model": "real test images", f"at {budgets[0]}": show(real)})
     columns = {f"at {n}": f"{n} NFE" for n in sorted({row["nfe"] for row in rows})}
@@ -98,10 +100,12 @@ def write(table: FewStepTable, root: Path, budgets: Sequence[int], real: dict[st
     titles = {name: find(name, features).title for name in score_names(table.rows)}
     said = " / ".join(titles.values())
     title = f"{table.dataset.name} in a few evaluations: {table.count} images, {said}"
-    text = (
-        f"# {title}\n\n{report(table.rows, budgets, real)}\n"
-        f"{INTERVALS} Training includes the teacher's where a method needs one.\n"
+    included = (
+        "Training is without the teacher's, whose time is not known."
+        if any(row["seconds"] is None for row in table.rows)
+        else "Training includes the teacher's where a method needs one."
     )
+    text = f"# {title}\n\n{report(table.rows, budgets, real)}\n{INTERVALS} {included}\n"
     files.save_text(root / "few_step.md", text)
     record = {
         "rows": table.rows,

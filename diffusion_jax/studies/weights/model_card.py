@@ -204,7 +204,7 @@ def _training(name: str, trained: Trained, root: Path) -> str:
         return "The weights were trained by another program and imported."
     rows = metrics.read_rows(root / "metrics.jsonl") if (root / "metrics.jsonl").is_file() else []
     images = max((row["images"] for row in rows if "images" in row), default=0)
-    seconds = methods.seconds(root) if rows else 0
+    seconds = methods.seconds(root) or 0.0
     device, cpu, versions = (about.get(key) or {} for key in ("devices", "cpu", "versions"))
     hardware = f"{device.get('count', '?')} x {device.get('kind', '?')}"
     if device.get("kind") == "cpu":
