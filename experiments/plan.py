@@ -40,4 +40,5 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("json", False, "print the result as JSON instead of text")
     values.path_flag("out", "", "JSON file for all numbers (default: none is written)")
-    cli.launch("diffusion_jax.studies.plans:plan", config="either", short=())
+    short = ("sampler", "nfe", "guidance")  # of --sampling
+    cli.launch("diffusion_jax.studies.plans:plan", config="either", short=short)

@@ -45,4 +45,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("submit", False, "submit the jobs of --launch=slurm")
     flags.DEFINE_string("job", "", "the one job of OUT/jobs.txt to do")
     study = "diffusion_jax.studies.sweep.command:sweep"
-    cli.launch(study, config="either", short=(), overridden="asked", spec="config_file")
+    cli.launch(study, config="either", overridden="asked", spec="config_file")

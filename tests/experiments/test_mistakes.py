@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
-from tests.experiments.small_runs import command
+from tests.experiments.small_runs import ROOT, command
 
 DIGITS = "--config=configs/digits.py:vp"
 
@@ -107,6 +107,7 @@ def test_labels_that_are_none_or_could_be_two_are_refused(text, said):
         parsing.labels("labels", text, NAMED)
 
 
+SHIPPED = ROOT / "pretrained" / "digits"
 NO_MODEL = "belongs to --target, and has no effect on a trained model; set that of the model by"
 
 
@@ -130,10 +131,19 @@ NO_MODEL = "belongs to --target, and has no effect on a trained model; set that 
             "--features=pixels has no effect with --target; leave it out",
         ),
         (
+            ("ema_sweep", f"--workdir={SHIPPED}", "--num=10"),
+            f"--workdir={SHIPPED} is a published model, which has one set of "
+            "weights; name the folder of a run with snapshots (config.ema.powers)",
+        ),
+        (  # short forms are those of the config
+            ("sweep", "--workdir=digits", "--nfe=0", "--over=sampler.guidance=[1, 2]"),
+            "config.sampler.nfe=0: it must be a whole number from 1 to 10000",
+        ),
+        (
             ("guidance_sweep", "--mixture", "--num=20"),
             "--num=20 has no effect with --mixture; leave it out",
         ),
     ],
 )
-def test_a_flag_of_another_mode_is_refused(args, message):
+def test_what_has_no_effect_is_refused_and_what_has_is_read(args, message):
     assert command(*args, expect=2).stderr.strip() == f"error: {message}"

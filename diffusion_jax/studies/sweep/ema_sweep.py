@@ -55,6 +55,11 @@ def ema_sweep(
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
     root, values = folders.outputs(workdir), lengths_of(lengths)
+    if folders.is_published(workdir):
+        raise UserError(
+            f"--workdir={workdir} is a published model, which has one set of weights; name the "
+            "folder of a run with snapshots (config.ema.powers)"
+        )
     outputs.need_writable(root / "ema_sweep.json")
     names = sweep_task.names(features, metrics or "accuracy,frechet")
     chosen = names._replace(reference=reference)
