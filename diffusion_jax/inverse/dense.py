@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core import arrays, streams
-from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.errors import UserError, need_ranges, unknown
 from diffusion_jax.core.types import Array, Key
 
 
@@ -47,32 +47,42 @@ class DenseCondition(NamedTuple):
     of_mask: Callable[[Array, Array], Array] | None = None
 
 
-def lowres(shape: tuple[int, ...], stored: int = 0, factor: int = 4) -> DenseCondition:
-    """Super-resolution: the mean of factor^d positions, repeated to the extents of the sample.
+ENLARGEMENTS = ("nearest", "bilinear")
+
+
+def lowres(
+    shape: tuple[int, ...], stored: int = 0, factor: int = 4, enlarged: str = "nearest"
+) -> DenseCondition:
+    """Super-resolution: the mean of factor^d positions, enlarged to the extents of the sample.
 
     Args:
       shape: of a sample, (N_1, ..., N_d, C).
       stored: not used.
       factor: extent of a block along each axis.
+      enlarged: 'nearest' repeats each position; 'bilinear' interpolates between the middles of the
+        blocks, as the networks of ADM that enlarge images do.
 
     Returns:
       The condition, of C channels.
 
     Raises:
-      UserError: if `factor` does not divide the sample, and for vectors.
+      UserError: if `factor` does not divide the sample, for vectors, and for another enlargement.
     """
     need_ranges("lowres", factor=(factor, 2, 4096))
+    if enlarged not in ENLARGEMENTS:
+        raise unknown("enlarged", enlarged, ENLARGEMENTS)
     if len(shape) < 2 or any(size % factor for size in shape[:-1]):
         raise UserError(
             f"lowres(factor={factor}) does not divide samples {tuple(shape)}; take a factor that "
             "divides every extent"
         )
+    enlarge = functools.partial(repeated if enlarged == "nearest" else interpolated, factor=factor)
     return DenseCondition(
         shape[-1],
-        lambda x0, stored, keys: repeated(reduced(x0, factor), factor),
+        lambda x0, stored, keys: enlarge(reduced(x0, factor)),
         _same,
         measured=(*(size // factor for size in shape[:-1]), shape[-1]),
-        of_measured=functools.partial(repeated, factor=factor),
+        of_measured=enlarge,
     )
 
 
@@ -104,6 +114,20 @@ def repeated(x: Array, factor: int) -> Array:
     for axis in range(1, x.ndim - 1):
         x = jnp.repeat(x, factor, axis)
     return x
+
+
+def interpolated(x: Array, factor: int) -> Array:
+    """Interpolates linearly along each axis between the middles of the positions.
+
+    Args:
+      x: (B, N_1, ..., N_d, C).
+      factor: how many positions become of each.
+
+    Returns:
+      (B, factor N_1, ..., factor N_d, C).
+    """
+    size = (len(x), *(factor * n for n in x.shape[1:-1]), x.shape[-1])
+    return jax.image.resize(x, size, "linear")
 
 
 def inpaint(shape: tuple[int, ...], stored: int = 0, scattered: float = 0.25) -> DenseCondition:

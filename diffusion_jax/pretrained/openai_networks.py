@@ -2,7 +2,7 @@
 
 Their files are state dicts without a config. The tensors tell the arguments of the network; what
 they cannot tell is in `config.json`, by the names of the flags of these programs, whose defaults
-hold where a flag is missing. `RELEASED` has the flags of the files that the authors published.
+hold where a flag is missing. openai_released.py has the flags of the files that they published.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ import numpy as np
 
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.pretrained.openai_released import (
+    CONSISTENCY_RELEASED,
+    GUIDED_RELEASED,
+    IMPROVED_RELEASED,
+)
 from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape, missing
 
 _COUNT = reading.integer(1, 65_536)
@@ -42,6 +47,7 @@ _CHAIN = {  # flags of the training, of the first two programs
     "predict_xstart": reading.boolean(),
 }
 _ORDER = {"use_new_attention_order": reading.boolean()}
+_SMALL = {"small_size": reading.integer(1, 4096)}  # of images that the network enlarges
 MODES = ("edm", "consistency_distillation", "consistency_training")
 _KARRAS = {
     "training_mode": reading.one_of(*MODES),
@@ -71,10 +77,13 @@ def _options(config: Mapping) -> tuple[Options, Shape]:
             "schedule; write the flags of the training into a config.json next to them, such as "
             '{"image_size": 64, "num_head_channels": 64, "noise_schedule": "cosine"}'
         )
-    if config["in_channels"] == config["out_channels"] == 6:
+    channels_in, seen = config["in_channels"], 0
+    if "small_size" in config:
+        channels_in, seen = _enlarges(config)
+    elif channels_in == config["out_channels"] == 6:
         raise UserError(
-            "these tensors are those of a network that enlarges images, whose input includes "
-            "another image; it cannot be imported"
+            "these tensors are those of a network that enlarges images; write small_size, the side "
+            "of the images that it enlarges, into the config.json next to them"
         )
     size, base = config["image_size"], config["model_channels"]
     channels = [round(base * multiplier) for multiplier in config["channel_mult"]]
@@ -101,17 +110,38 @@ def _options(config: Mapping) -> tuple[Options, Shape]:
         "scale_shift": config["use_scale_shift_norm"],
         "updown": "resblock" if config["resblock_updown"] else "conv_centred",
         "norm": (32, 1e-5),
-        "learn_variance": config["out_channels"] == 2 * config["in_channels"],
+        "learn_variance": config["out_channels"] == 2 * channels_in,
         "noise_embedding": "adm",
         "num_classes": config["num_classes"],
-    }, (size, size, config["in_channels"])
+        "extra_channels": seen,
+    }, (size, size, channels_in)
+
+
+def _enlarges(config: Mapping) -> tuple[int, int]:
+    """The channels of the image and of the enlarged one next to it, of SuperResModel.
+
+    Raises:
+      UserError: where the tensors or the sizes are those of no such network.
+    """
+    size, small, channels = config["image_size"], config["small_size"], config["in_channels"]
+    if channels % 2 or config["out_channels"] not in (channels // 2, channels):
+        raise UserError(
+            f"config.json has small_size={small}, and these tensors take {channels} channels and "
+            f"give {config['out_channels']}: they enlarge no images; leave small_size out"
+        )
+    if size % small or size < 2 * small:
+        raise UserError(
+            f"config.json has image_size={size} and small_size={small}; the first must be a "
+            "multiple of the second"
+        )
+    return channels // 2, channels // 2
 
 
 def _config(options: Options, shape: Shape) -> dict[str, Any]:
     base = options["noise_features"] or options["width"]
     return {
         "image_size": shape[0],
-        "in_channels": shape[2],
+        "in_channels": shape[2] + options["extra_channels"],
         "out_channels": shape[2] * (2 if options["learn_variance"] else 1),
         "model_channels": base,
         "channel_mult": [options["width"] * one / base for one in options["multipliers"]],
@@ -247,7 +277,9 @@ def _prepared(tensors: Flat, config: Mapping) -> dict[str, np.ndarray]:
 # ---- what the networks were trained to predict
 def _chain_settings(config: Mapping) -> dict[str, Any]:
     """The chain of N steps: step j, which is t = (j + 1) / N, or 1000 j / N, is embedded."""
-    steps, learned = config["diffusion_steps"], config["out_channels"] == 2 * config["in_channels"]
+    enlarges = "small_size" in config
+    seen = config["in_channels"] // (2 if enlarges else 1)
+    steps, learned = config["diffusion_steps"], config["out_channels"] == 2 * seen
     scale, shift = (1.0, -1 / steps) if config["rescale_timesteps"] else (steps / 1000, -0.001)
     inputs = f"noise_input='time', input_scale=False, time_scale={scale!r}, time_shift={shift!r}"
     objective = "learned_variance.hybrid" if learned else "denoising.ddpm"
@@ -260,7 +292,14 @@ def _chain_settings(config: Mapping) -> dict[str, Any]:
         "sampler.nfe": min(250, steps),
         "sampler.clip": "static",
         "label_dropout": 0.0,
-    }
+    } | (
+        {"data.dense": _LOWRES.format(factor=config["image_size"] // config["small_size"])}
+        if enlarges
+        else {}
+    )
+
+
+_LOWRES = "lowres(factor={factor}, enlarged='bilinear')"
 
 
 def _karras_settings(config: Mapping) -> dict[str, Any]:
@@ -290,50 +329,6 @@ def _karras_settings(config: Mapping) -> dict[str, Any]:
     }
 
 
-# ---- the files that the authors published
-_CIFAR = {"image_size": 32, "diffusion_steps": 4000, "noise_schedule": "cosine", "dropout": 0.3}
-_IMAGENET = {"image_size": 64, "diffusion_steps": 4000, "noise_schedule": "cosine"}
-_LSUN = {"image_size": 256, "num_heads": 1, "rescale_timesteps": False}
-IMPROVED_RELEASED = {
-    "cifar10_uncond_50M_500K.pt": _CIFAR,
-    "cifar10_uncond_vlb_50M_500K.pt": _CIFAR,
-    "imagenet64_uncond_100M_1500K.pt": _IMAGENET,
-    "imagenet64_uncond_vlb_100M_1500K.pt": _IMAGENET,
-    "imagenet64_cond_270M_250K.pt": _IMAGENET | {"rescale_timesteps": False},
-    "lsun_uncond_100M_1200K_bs128.pt": _LSUN,
-    "lsun_uncond_100M_2400K_bs64.pt": _LSUN,
-}
-_WIDTH = {"num_head_channels": 64}
-_LSUN_ADM = _WIDTH | {"image_size": 256, "dropout": 0.1}
-GUIDED_RELEASED = {
-    "64x64_diffusion.pt": _WIDTH
-    | {
-        "image_size": 64,
-        "dropout": 0.1,
-        "noise_schedule": "cosine",
-        "use_new_attention_order": True,
-    },
-    "128x128_diffusion.pt": {"image_size": 128, "num_heads": 4},
-    "256x256_diffusion.pt": _WIDTH | {"image_size": 256},
-    "256x256_diffusion_uncond.pt": _WIDTH | {"image_size": 256},
-    "512x512_diffusion.pt": _WIDTH | {"image_size": 512},
-    "lsun_bedroom.pt": _LSUN_ADM,
-    "lsun_cat.pt": _LSUN_ADM,
-    "lsun_horse.pt": _LSUN_ADM,
-    "lsun_horse_nodropout.pt": _LSUN_ADM | {"dropout": 0.0},
-}
-CONSISTENCY_RELEASED = {
-    f"{method}_{data}{end}.pt": _WIDTH | {"image_size": size, "training_mode": mode}
-    for data, size in (("imagenet64", 64), ("bedroom256", 256), ("cat256", 256))
-    for method, mode, ends in (
-        ("edm", "edm", ("_ema",)),
-        ("cd", "consistency_distillation", ("_l2", "_lpips")),
-        ("ct", "consistency_training", ("",)),
-    )
-    for end in ends
-}
-
-
 def _unet(defaults: Mapping, rules: Mapping, settings: Any, released: Mapping) -> Published:
     return Published(
         model="unet.UNet",
@@ -352,7 +347,7 @@ def _unet(defaults: Mapping, rules: Mapping, settings: Any, released: Mapping) -
     )
 
 
-GUIDED = _unet(_CHAIN_DEFAULTS, _CHAIN | _ORDER, _chain_settings, GUIDED_RELEASED)
+GUIDED = _unet(_CHAIN_DEFAULTS, _CHAIN | _ORDER | _SMALL, _chain_settings, GUIDED_RELEASED)
 IMPROVED = _unet(
     _CHAIN_DEFAULTS | {"rescale_timesteps": True},
     _CHAIN | _ORDER,

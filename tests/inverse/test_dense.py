@@ -30,6 +30,16 @@ def test_lowres_is_the_mean_of_each_block_in_all_of_its_positions(shape):
     np.testing.assert_allclose(made.of_measured(small), found, atol=1e-6)
 
 
+def test_lowres_interpolates_between_the_middles_of_blocks():
+    """As torch's bilinear interpolation without aligned corners, which ADM's networks have."""
+    made = dense.lowres((4, 2, 1), 0, 2, enlarged="bilinear")
+    small = np.float32([[[[0.0]], [[1.0]]]])
+    expected = np.float32([0, 0.25, 0.75, 1])
+    np.testing.assert_allclose(made.of_measured(small)[0, :, 0, 0], expected, atol=1e-6)
+    x = np.repeat(small, 2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(made.make(x, None, None)[0, :, 1, 0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(5,), (8, 2), (8, 6, 3), (4, 4, 4, 1)])
 def test_inpainting_shows_the_sample_where_its_mask_is_one(shape):
     """And zeros elsewhere; the mask is that of the example's key alone."""
@@ -78,6 +88,7 @@ def test_gray_classes_and_stored_arrays():
     [
         (lambda: dense.lowres((6, 8, 1), 0, 4), "does not divide samples"),
         (lambda: dense.lowres((6,), 0, 2), "does not divide samples"),
+        (lambda: dense.lowres((6, 8, 1), 0, 2, enlarged="bilinera"), "did you mean 'bilinear'"),
         (lambda: dense.lowres((6, 8, 1), 0, 1), "lowres: factor"),
         (lambda: dense.inpaint((6, 8, 1), scattered=2.0), "inpaint: scattered"),
         (lambda: dense.gray((6, 8, 1)), "several channels"),

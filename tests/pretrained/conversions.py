@@ -53,7 +53,9 @@ def converted(found: Found):
     """The network that a file becomes and its parameters, which go back to the same tensors."""
     network, options = networks.network(found.name), dict(found.options)
     module = build(components.MODELS, network.model, **options)
-    abstract, _ = shapes(module, (1, *found.shape))
+    more, size = options.get("extra_channels", 0), (1, *found.shape)
+    cond = {"concat": jax.ShapeDtypeStruct((*size[:-1], more), np.float32)} if more else None
+    abstract, _ = shapes(module, size, cond)
     wanted = {path: leaf.shape for path, leaf in layouts.flat(abstract).items()}
     table = layouts.table(network, options | {"side": found.shape[0]}, wanted)
     ours = layouts.to_ours(table, found.tensors, wanted)

@@ -15,6 +15,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import parameterization
+from diffusion_jax.inverse import dense
 from diffusion_jax.pretrained import layouts, networks, openai_networks, published, safetensors
 from diffusion_jax.processes import gaussian
 from diffusion_jax.studies.weights.import_weights import SOURCES, described, to_workdir
@@ -34,7 +35,10 @@ LABELS = np.array([0, 2, 1])
 def flags(case: str) -> dict:
     """What a config.json must say of a case: the tensors tell the rest."""
     keys = ("image_size", "num_heads", "num_head_channels", "use_new_attention_order")
-    return {"image_size": 8} | {key: CASES[case][key] for key in keys if key in CASES[case]}
+    enlarges = {"small_size": 4} if case.endswith("upsampler") else {}
+    return (
+        {"image_size": 8} | enlarges | {key: CASES[case][key] for key in keys if key in CASES[case]}
+    )
 
 
 def stored(case: str, folder, **more):
@@ -49,7 +53,11 @@ def stored(case: str, folder, **more):
 def test_outputs_equal_those_of_the_authors_program(case, tmp_path):
     module, params = converted(described(case.partition("/")[0], stored(case, tmp_path)))
     x = normal("x", (3, 2, 8, 8)).transpose(0, 2, 3, 1)
-    run = jax.jit(lambda p: module.apply({"params": p}, x, STEPS / 1000, {"label": LABELS}))
+    cond = {"label": LABELS}
+    if case.endswith("upsampler"):
+        small = normal("low_res", (3, 2, 4, 4)).transpose(0, 2, 3, 1)
+        cond["concat"] = dense.lowres((8, 8, 2), factor=2, enlarged="bilinear").of_measured(small)
+    run = jax.jit(lambda p: module.apply({"params": p}, x, STEPS / 1000, cond))
     expected = OUT[f"{case}/out"].transpose(0, 2, 3, 1)
     assert np.abs(expected).max() > 1 / 4
     np.testing.assert_allclose(run(params), expected, atol=1e-4)
@@ -103,6 +111,33 @@ def test_a_file_becomes_a_workdir_that_knows_its_training(tmp_path):
     np.testing.assert_array_equal(params["condition/label/rows"][:-1], drawn["label_emb.weight"])
     imported = files.load_json(root / "provenance.json")["imported"]
     assert imported["class"] == "guided_diffusion.UNetModel"
+
+
+def test_an_upsampler_becomes_a_model_of_super_resolution(tmp_path):
+    root = to_workdir(
+        "guided_diffusion", stored("guided_diffusion/upsampler", tmp_path), tmp_path / "run"
+    )
+    config = workdir.saved_config(root)
+    model = workdir.load(root, config).experiment
+    assert config.data.dense == "lowres(factor=2, enlarged='bilinear')"
+    assert model.dense.measured == (4, 4, 2) and model.shape == (8, 8, 2)
+    assert model.model.extra_channels == 2 and config.model.learn_variance
+
+
+@pytest.mark.parametrize(
+    "case, more, words",
+    [
+        ("guided_diffusion/upsampler", {"small_size": 3}, "image_size=8 and small_size=3"),
+        ("guided_diffusion/upsampler", {"small_size": 8}, "must be a multiple of the second"),
+        ("consistency_models", {"small_size": 4}, "small_size"),
+        ("guided_diffusion/options", {"in_channels": 5, "small_size": 4}, "enlarge no images"),
+    ],
+)
+def test_sizes_of_an_upsampler_that_do_not_fit(case, more, words, tmp_path):
+    file = stored(case, tmp_path, **more)
+    with pytest.raises(UserError, match=words):
+        to_workdir(case.partition("/")[0], file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_released_files_need_no_config(tmp_path):

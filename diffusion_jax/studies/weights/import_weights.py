@@ -160,7 +160,8 @@ def fit(found: Found, scheduler: Mapping[str, Any], dataset: str = "folder") -> 
 def _config_of(
     found: Found, scheduler: Mapping[str, Any], dataset: str, autoencoder: str = ""
 ) -> ConfigDict:
-    options = {key: value for key, value in found.options.items() if key != "num_classes"}
+    given = ("num_classes", "extra_channels")  # what the data determine
+    options = {key: value for key, value in found.options.items() if key not in given}
     classes, network = found.options["num_classes"], networks.network(found.name)
     return run_config(
         network,
