@@ -170,6 +170,12 @@ def test_other_models_have_names_that_tell_them_apart(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_seed_that_is_named_twice_counts_once():
+    _, found = tasks.chosen(families.get_config("digits"), "ddpm", "1,1,0")
+    assert [task.folder for task in found][:1] == ["ddpm_1"]
+    assert len(set(found)) == len(found)
+
+
 def test_a_model_of_unknown_training_time_has_no_point_in_the_figure(tmp_path):
     curves = {"known": [{"minutes": 3.0, "frechet": 1.0}], "published": [{"frechet": 0.5}]}
     training_curves(curves, ["frechet"], tmp_path / "a.png", features="pixels")

@@ -14,7 +14,7 @@ from PIL import Image
 from diffusion_jax.assembly import workdir
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import pareto
-from diffusion_jax.studies.sweep import cells, page, search
+from diffusion_jax.studies.sweep import cells, guidance_sweep, page, search
 from diffusion_jax.studies.sweep import command as sweep
 from diffusion_jax.studies.sweep import runs as sweep_runs
 from diffusion_jax.studies.sweep import space as sweep_space
@@ -105,6 +105,15 @@ def test_an_adaptive_sampler_is_measured_once_whatever_the_budget(trained, tmp_p
     task = sweep_task.make(config, folder, space, tmp_path, 20, "grid()", ["sampler.nfe"])
     assert task.plan.groups == {(3,): [0, 1], (5,): [2]} and task.plan.images == 60
     assert [cell.sampling.name for cell in task.cells.values()].count("adaptive.tsit5") == 1
+
+
+def test_a_guide_that_is_named_twice_is_measured_once(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(guidance_sweep, "sweep_model", lambda *args: seen.extend(args[2]) or "")
+    flags = {"workdir": str(tmp_path), "scales": "1", "num": 10}
+    guidance_sweep.guidance_sweep(None, guides="cfg(); CFG(); cfg(rescale=0.7)", **flags)
+    assert seen == ["cfg()", "cfg(rescale=0.7)"]
+    assert f"--workdir={tmp_path} --guidance=SCALE" in capsys.readouterr().out
 
 
 def test_a_damaged_cell_is_measured_again(trained, tmp_path, capsys):

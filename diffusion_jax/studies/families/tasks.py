@@ -95,6 +95,7 @@ def chosen(config: ConfigDict, families: str, seeds: str) -> tuple[dict[str, Con
         components.check_components(own)
         own.data = config.data
     numbers = parsing.integers("seeds", seeds, 0, 2**32 - 1) if seeds else list(config.seeds)
+    numbers = list(dict.fromkeys(numbers))  # a seed that counted twice would narrow the noise
     tasks = [
         FamilyTask(name, seed)
         for seed in numbers

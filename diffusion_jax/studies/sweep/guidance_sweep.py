@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import outputs, sampling
+from diffusion_jax.assembly import components, outputs, sampling
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import intervals
@@ -59,7 +59,8 @@ def guidance_sweep(
       UserError: for guides and scales that the model cannot use.
     """
     values = scales_of(scales)
-    specs = parsing.specs(guides)
+    specs = [components.full_name("sampler.guide", spec) for spec in parsing.specs(guides)]
+    specs = list(dict.fromkeys(specs))
     if not specs:
         raise UserError(
             "--guides is empty; name some, separated by ';', such as 'cfg(); cfg(rescale=0.7)'"
