@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +81,13 @@ def write_weights(
     variance: bool = False,
     network_only: bool = False,
 ) -> Path:
-    """Write the network of a workdir to a folder.
+    """Write the network of a workdir to a folder, the whole of it or nothing.
 
     Args:
       config: the config of the run; config.sampler.ema chooses the weights.
       workdir: the folder of the run.
       to: whose format, a key of import_weights.BOTH_WAYS.
-      path: the folder to write to.
+      path: the folder to write to; an export that is there is replaced.
       label: the class to export of a U-Net of classes; 'any' exports the model without a class.
       variance: whether a learned variance is kept.
       network_only: whether a U-Net is exported without pipeline and scheduler.
@@ -113,17 +115,38 @@ def write_weights(
     if to == "sit":
         _need_linear_flow(model, network)
     latents = _latents(Path(workdir))
-    if name != "UNet2DModel":
-        if label:
-            raise UserError(f"--label={label} is for a U-Net; a {name} is exported whole")
-        return _save(
-            network, options, model, params, Path(path), diffusers=to == "diffusers", more=latents
-        )
-    if options["num_classes"] or label:
+    if name != "UNet2DModel" and label:
+        raise UserError(f"--label={label} is for a U-Net; a {name} is exported whole")
+    if name == "UNet2DModel" and (options["num_classes"] or label):
         params, options = _one_class(trained, params, options, label)
-    if network_only:
-        return _save(network, options, model, params, Path(path))
-    return _save_pipeline(network, options, model, params, Path(path), variance)
+    with _replacing(Path(path)) as folder:
+        if name != "UNet2DModel":
+            own = {"diffusers": to == "diffusers", "more": latents}
+            file = _save(network, options, model, params, folder, **own)
+        elif network_only:
+            file = _save(network, options, model, params, folder)
+        else:
+            file = _save_pipeline(network, options, model, params, folder, variance)
+    return Path(path) / file.relative_to(folder)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of an export, but not of anything else."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--path={target} is a file; name a folder")
+    with files.atomic_folder(target) as temporary:
+        yield temporary
+        others = _files_in(target) - _files_in(temporary)
+        if others:
+            raise UserError(
+                f"--path={target} has '{printable(min(others))}', which this export does not write "
+                "and which would be removed; name another folder"
+            )
+
+
+def _files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
 
 
 def need_exportable(model: Experiment, name: str) -> None:
