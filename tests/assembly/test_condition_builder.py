@@ -228,7 +228,7 @@ def test_the_networks_of_edm_read_vectors(name):
     assert assemble(config, (8, 8, 1), 3, units=UNITS).model.vector == 3
     module, few = {
         "ncsnpp.NCSNpp": (ncsnpp._Condition, (8, 8, 0, 0, "positional", 16.0, False, 3)),
-        "edm2.EDM2UNet": (edm2._Condition, (8, 8, 0, 0.5, False, 3)),
+        "edm2.EDM2UNet": (edm2._Condition, (8, 8, 0, 0.5, False, 3, "fourier")),
     }[name]
     module, more = module(*few), (2,) if name == "ncsnpp.NCSNpp" else ()
     values = jnp.array([[0.5, -1.0, 1.0], [2.0, 0.0, 1.0]])

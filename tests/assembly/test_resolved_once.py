@@ -23,6 +23,8 @@ RESOLVES = {
     "assembly/kinds/autoencoder.py": ("complete",),
     "assembly/kinds/few_step.py": ("complete",),
     "assembly/denoiser.py": ("learns_null", "usable_guidance"),
+    # a result that is kept is looked up before its model is assembled
+    "assembly/origins.py": ("of_weights",),
     "assembly/same_run.py": ("names_the_same_data",),
     "assembly/sampling.py": ("sampling_mesh",),
     "assembly/train_classifier.py": ("classifier_config",),
@@ -36,7 +38,7 @@ RESOLVES = {
     "studies/benchmark/training.py": ("plainly",),
     "studies/weights/export_weights.py": ("write_weights",),
     "studies/families/comparison.py": ("compare", "_judge"),
-    "studies/families/tasks.py": ("chosen",),
+    "studies/families/tasks.py": ("chosen", "check_folder"),
     "studies/families/training.py": (
         "train_family",
         "_trained",

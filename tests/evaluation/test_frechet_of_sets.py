@@ -28,7 +28,11 @@ def test_the_extrapolation_removes_most_of_the_bias_and_the_interval_holds_the_e
 
 @pytest.mark.parametrize("count, others", [(10, 50), (90, 50), (10, 20), (90, 20)])
 def test_the_distance_to_a_root_is_the_exact_one(count, others):
-    """On both sides: fewer images than features, and more."""
+    """On both sides: fewer images than features, and more.
+
+    An eigenvalue that is zero is known to the rounding of the largest, and enters by its root: the
+    exact side is accurate to about sqrt(2e-16) of itself, differently for every BLAS.
+    """
     rng = np.random.default_rng(9)
     features, other = (
         rng.normal(size=(count, 30)) @ rng.normal(size=(30, 30)),
@@ -36,9 +40,9 @@ def test_the_distance_to_a_root_is_the_exact_one(count, others):
     )
     exact = frechet.frechet_distance(frechet.moments(features), frechet.moments(other))
     for root in (frechet.root_of(other), frechet.root_of_moments(frechet.moments(other))):
-        np.testing.assert_allclose(frechet.distance_to(features, root), exact, rtol=1e-10)
+        np.testing.assert_allclose(frechet.distance_to(features, root), exact, rtol=1e-8)
         np.testing.assert_allclose(
-            frechet.distance(frechet.root_of(features), root), exact, rtol=1e-10
+            frechet.distance(frechet.root_of(features), root), exact, rtol=1e-8
         )
 
 

@@ -1,4 +1,4 @@
-"""An export takes the place of an earlier export, and of nothing else."""
+"""An export that fails leaves the folder as it was."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies.weights import export_weights
 
 
-def export(target, text="new"):
-    with export_weights._replacing(target) as folder:
+def export(target, text):
+    with export_weights._whole(target) as folder:
         for name in ("config.json", "unet/model.safetensors"):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
+        if text == "failed":
+            raise KeyError
 
 
-def test_an_export_replaces_an_export_as_a_whole(tmp_path):
-    target = tmp_path / "out"
+def test_all_files_are_written_or_none(tmp_path):
+    target = tmp_path / "runs" / "out"
+    with pytest.raises(KeyError):
+        export(target, "failed")
+    assert not target.exists()
     export(target, "old")
-    with pytest.raises(KeyError), export_weights._replacing(target) as folder:
-        (folder / "config.json").write_text("half")
-        raise KeyError
+    (target / "README.md").write_text("mine")
+    with pytest.raises(KeyError):
+        export(target, "failed")
     assert (target / "config.json").read_text() == "old"
-    export(target)
+    export(target, "new")
     assert (target / "unet" / "model.safetensors").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (target / "README.md").read_text() == "mine"
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
-def test_files_of_others_stay(tmp_path):
-    (tmp_path / "theirs" / "vae").mkdir(parents=True)
-    (tmp_path / "theirs" / "vae" / "config.json").write_text("theirs")
-    with pytest.raises(UserError, match="has 'vae/config.json', which this export does not write"):
-        export(tmp_path / "theirs")
+def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="file is a file; name a folder"):
-        export(tmp_path / "file")
-    assert (tmp_path / "theirs" / "vae" / "config.json").read_text() == "theirs"
-    assert (tmp_path / "file").read_text() == "mine"
+        export(tmp_path / "file", "new")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,13 +83,13 @@ def write_weights(
     variance: bool = False,
     network_only: bool = False,
 ) -> Path:
-    """Write the network of a workdir to a folder, the whole of it or nothing.
+    """Write the network of a workdir to a folder, all files or none.
 
     Args:
       config: the config of the run; config.sampler.ema chooses the weights.
       workdir: the folder of the run.
       to: whose format, a key of import_weights.BOTH_WAYS.
-      path: the folder to write to; an export that is there is replaced.
+      path: the folder to write to; other files in it stay.
       label: the class to export of a U-Net of classes; 'any' exports the model without a class.
       variance: whether a learned variance is kept.
       network_only: whether a U-Net is exported without pipeline and scheduler.
@@ -119,7 +121,7 @@ def write_weights(
         raise UserError(f"--label={label} is for a U-Net; a {name} is exported whole")
     if name == "UNet2DModel" and (options["num_classes"] or label):
         params, options = _one_class(trained, params, options, label)
-    with _replacing(Path(path)) as folder:
+    with _whole(Path(path)) as folder:
         if name != "UNet2DModel":
             own = {"diffusers": to == "diffusers", "more": latents}
             file = _save(network, options, model, params, folder, **own)
@@ -131,22 +133,19 @@ def write_weights(
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of an export, but not of anything else."""
+def _whole(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder, whose files move to `target` when all of them are written."""
     if target.exists() and not target.is_dir():
         raise UserError(f"--path={target} is a file; name a folder")
-    with files.atomic_folder(target) as temporary:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = {"prefix": f".{target.name}.", "suffix": ".tmp", "dir": target.parent}
+    with tempfile.TemporaryDirectory(**beside) as name:
+        temporary = Path(name)
         yield temporary
-        others = _files_in(target) - _files_in(temporary)
-        if others:
-            raise UserError(
-                f"--path={target} has '{printable(min(others))}', which this export does not write "
-                "and which would be removed; name another folder"
-            )
-
-
-def _files_in(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            place = target / file.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
 
 
 def need_exportable(model: Experiment, name: str) -> None:
