@@ -101,6 +101,7 @@ def _bars_of_metric(
     axis.barh(places, mean, xerr=error, error_kw=whiskers, **look)
     if mean.min() > 0 and mean.max() > 30 * mean.min():
         axis.set_xscale("log")
+        style.plain_logarithms(axis.xaxis, np.log10(mean.max() / mean.min()))
 
 
 def guidance_curves(

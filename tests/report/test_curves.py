@@ -186,6 +186,15 @@ def test_an_interval_that_reaches_zero_does_not_stretch_a_logarithmic_axis(tmp_p
     assert drawn[0].get_yscale() == "log" and 0.03 < low < 0.05 and high > 0.9
 
 
+def test_bars_of_very_different_lengths_have_plain_numbers_at_their_axis(tmp_path, drawn):
+    """Signs of mathematics are text in figures, because names may contain them."""
+    scored = {"vae": {"milliseconds": (0.03, 0.0)}, "flow": {"milliseconds": (98.0, 1.0)}}
+    sweeps.bars(scored, ["milliseconds"], tmp_path / "a.png", features="")
+    assert drawn[0].get_xscale() == "log"
+    texts = [label.get_text() for label in drawn[0].get_xticklabels(which="both")]
+    assert {"0.1", "1", "10"} <= set(texts) and not any("$" in text for text in texts)
+
+
 @pytest.mark.parametrize("budgets", [(8,), (8, 16)])
 def test_nothing_of_a_figure_of_placed_times_is_cut_off(tmp_path, drawn, budgets):
     table = [

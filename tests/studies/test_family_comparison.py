@@ -106,7 +106,7 @@ def test_only_claims_about_families_that_were_run_are_judged():
     rows += [{"family": "ddpm", "seed": 0, "laplacian": 1.0, "high_frequency": 1.0, "bits": None}]
     scored = over_seeds(rows)
     assert scored["vae"]["laplacian"] == (pytest.approx(0.45), pytest.approx(0.1 / np.sqrt(2)))
-    assert "bits" not in scored["ddpm"]
+    assert "bits" not in scored["ddpm"] and scored["vae"]["seeds"] == (2, 0)
     for name in scored:
         scored[name] |= of(frechet=1.0, recall=0.5, precision=0.5, milliseconds=1.0)
         scored[name] |= of(minutes=2.0, copies=0.01, nearest_ratio=1.0)
@@ -115,6 +115,17 @@ def test_only_claims_about_families_that_were_run_are_judged():
     assert set(decided) == {
         claim.text for claim in claims("") if set(claim.about) <= {"vae", "ddpm"}
     }
+
+
+def test_a_difference_within_the_intervals_of_single_seeds_is_undecided():
+    rows = [
+        {"family": name, "seed": 0, "bits": bits, "intervals": {"bits": 0.16}, "frechet": 1.0}
+        for name, bits in (("ddpm", 3.34), ("vae_logistic", 3.49), ("vae", 4.0))
+    ]
+    scored = over_seeds(rows)
+    assert less("bits")(scored["ddpm"], scored["vae_logistic"])[0] is None
+    assert less("bits")(scored["ddpm"], scored["vae"])[0]
+    assert steadier(scored["ddpm"], scored["vae"]) == (None, "trained from 1 seed")
 
 
 def test_every_family_that_a_claim_is_about_has_a_config_and_a_title():

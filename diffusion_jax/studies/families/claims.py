@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_jax.evaluation.memorization import RARE
 from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.studies.samplers.ranking import interval
 
 METRICS = (  # what is measured of a family, in the order of the columns
     "accuracy",
@@ -33,7 +34,7 @@ METRICS = (  # what is measured of a family, in the order of the columns
 )
 SHARPNESS = ("laplacian", "high_frequency")
 
-Scored = Mapping[str, tuple[float, float]]  # metric -> (mean, standard deviation over seeds)
+Scored = Mapping[str, tuple[float, float]]  # metric -> (mean, standard deviation), see over_seeds
 Decision = tuple[bool | None, str]  # (holds; None where seeds cannot tell, what was measured)
 Decide = Callable[..., Decision]
 
@@ -58,7 +59,7 @@ class Claim(NamedTuple):
 def less(metric: str, features: str = "") -> Decide:
     """Decide whether a metric is less for the first family than for the second, by more than noise.
 
-    Noise is two standard errors of the difference over seeds.
+    Noise is two standard deviations of the difference, over seeds or, of one seed, over images.
 
     Args:
       metric: the name of a metric, whose values are compared as they are: the direction that is
@@ -72,7 +73,7 @@ def less(metric: str, features: str = "") -> Decide:
     def decide(a: Scored, b: Scored) -> Decision:
         (x, dx), (y, dy) = a[metric], b[metric]
         noise, found = 2 * math.hypot(dx, dy), find(metric, features)
-        measured = f"{found.title}: {found.text(x, dx)} against {found.text(y, dy)}"
+        measured = f"{found.title}: {found.text(x)} against {found.text(y)}"
         return None if abs(x - y) <= noise else x < y, measured
 
     return decide
@@ -153,6 +154,8 @@ def steadier(a: Scored, b: Scored, *, features: str = "") -> Decision:
     Returns:
       Whether the claim holds (None for a single seed), and what was measured.
     """
+    if min(row.get("seeds", (2, 0.0))[0] for row in (a, b)) < 2:
+        return None, "trained from 1 seed"
     shares = [row["frechet"][1] / row["frechet"][0] for row in (a, b)]
     title = find("frechet", features).title
     measured = f"std / mean of the {title} over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
@@ -279,18 +282,20 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scored]:
     """Average the scores of each family over its seeds.
 
     Args:
-      rows: a row for each family and seed: 'family', and those of METRICS that were measured.
+      rows: a row for each family and seed: 'family', those of METRICS that were measured, and half
+        the widths of their 95 % 'intervals'.
 
     Returns:
-      Family -> metric -> (mean, standard deviation over seeds; 0 for a single seed).
+      Family -> metric -> (mean, standard deviation over seeds; that over images for a single seed,
+      0 where its interval is not known), and 'seeds' -> (their number, 0).
     """
     scored = {}
     for name in dict.fromkeys(row["family"] for row in rows):
         own = [row for row in rows if row["family"] == name]
-        values = {key: [row[key] for row in own if row.get(key) is not None] for key in METRICS}
-        scored[name] = {
-            key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0)
-            for key, v in values.items()
-            if v
-        }
+        scored[name] = {"seeds": (float(len(own)), 0.0)}
+        for key in METRICS:
+            if values := [row[key] for row in own if row.get(key) is not None]:
+                alone = (interval(own[0], key) or 0.0) / 2
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else alone
+                scored[name][key] = float(np.mean(values)), spread
     return scored

@@ -143,7 +143,8 @@ def _with_intervals(
     shown = {name: dict(scores) for name, scores in scored.items()}
     for row in rows:
         for key, (mean, std) in scored[row["family"]].items():
-            shown[row["family"]][key] = mean, std or interval(row, key) or 0.0
+            alone = scored[row["family"]]["seeds"][0] == 1
+            shown[row["family"]][key] = mean, (interval(row, key) or 0.0) if alone else std
     return shown
 
 
