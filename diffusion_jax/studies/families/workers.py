@@ -92,8 +92,11 @@ def run_all(
         )
         for i, core in enumerate(cores()[:jobs])
     ]
-    with _ending(workers):
-        _watch(root, tasks, configs, settings, workers, finished)
+    try:
+        with _ending(workers):
+            _watch(root, tasks, configs, settings, workers, finished)
+    finally:
+        del waiting  # its semaphores go now: after a signal Python has no shutdown
 
 
 @contextlib.contextmanager
