@@ -23,7 +23,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 @pytest.fixture
 def digits(tmp_path):
-    """The workdir of a model of the digits, and beside it a worse one."""
+    """The workdir of a model of the digits, and next to it that of a worse one."""
     with tarfile.open(FIXTURES / "workdirs.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     shutil.copytree(tmp_path / "digits", tmp_path / "worse")

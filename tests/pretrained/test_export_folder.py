@@ -31,6 +31,21 @@ def test_all_files_are_written_or_none(tmp_path):
     assert (target / "unet" / "model.safetensors").read_text() == "new"
     assert (target / "README.md").read_text() == "mine"
     assert [path.name for path in target.parent.iterdir()] == ["out"]
+    assert {path.name for path in target.iterdir()} == {"config.json", "unet", "README.md"}
+
+
+def test_files_stay_on_the_file_system_of_the_folder(tmp_path, monkeypatch):
+    """A folder that is there may be a mounted one, into which nothing can be renamed."""
+    moved, replace = [], export_weights.os.replace
+
+    def watched(source, place):
+        moved.append(source.is_relative_to(tmp_path / "out"))
+        replace(source, place)
+
+    monkeypatch.setattr(export_weights.os, "replace", watched)
+    (tmp_path / "out").mkdir()
+    export(tmp_path / "out", "new")
+    assert moved == [True, True]
 
 
 def test_a_file_is_no_folder(tmp_path):

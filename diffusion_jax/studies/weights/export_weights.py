@@ -138,8 +138,9 @@ def _whole(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise UserError(f"--path={target} is a file; name a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = {"prefix": f".{target.name}.", "suffix": ".tmp", "dir": target.parent}
-    with tempfile.TemporaryDirectory(**beside) as name:
+    # files move within one file system alone, and a folder that is there may be a mounted one
+    inside = target if target.exists() else target.parent
+    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".tmp", dir=inside) as name:
         temporary = Path(name)
         yield temporary
         for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
